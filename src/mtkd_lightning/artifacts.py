@@ -1,0 +1,209 @@
+"""Weights that can be trusted: a safetensors file and a sidecar that says what made it."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.files import file_sha256, replacing
+
+# How the trained network is used and watched, not what it becomes.
+NOT_IN_HASH = ("validate_every", "checkpoint_every")
+
+
+class OtherConfigurationError(MTKDError):
+    """What is on disk was made by another configuration than the one asked for."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished network on disk: ``path`` (.safetensors) and the content of its ``.json`` sidecar."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights file."""
+        return str(self.record["sha256"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read the weights after checking that they are the ones that were written.
+
+        Raises:
+            MTKDError: the file was changed or cut after the sidecar was written.
+        """
+        if file_sha256(self.path) != self.sha256:
+            raise MTKDError(
+                f"{self.path} is not the file that {self.path.with_suffix('.json').name} describes (sha256 differs): "
+                "it was changed or cut off. Restore it, or delete both files to make it anew."
+            )
+        return load_file(self.path)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Sixteen hex digits over everything in ``config`` that decides the weights."""
+    canonical = json.dumps(_relevant(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], **record: Any) -> Artifact:
+    """Write weights, then their sidecar, each to a temporary name that is renamed when complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: x.detach().to("cpu").contiguous() for name, x in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary)
+        sha256 = file_sha256(temporary)
+    record = {"config_hash": config_hash(config), "sha256": sha256, **record, **provenance(), "config": config}
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    return Artifact(path, record)
+
+
+def find(path: Path, config: Mapping[str, Any]) -> Artifact | None:
+    """Give the finished artefact at ``path``, or None if there is none yet.
+
+    Raises:
+        MTKDError: one is there, but another configuration made it, or its sidecar cannot be read.
+    """
+    sidecar = path.with_suffix(".json")
+    if not (path.exists() and sidecar.exists()):
+        return None
+    try:
+        record = json.loads(sidecar.read_text())
+        made = record["config_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MTKDError(f"{sidecar} cannot be read ({error!r}); delete it and {path.name} to make both anew") from error
+    refuse_other(path, record["config"], config, made)
+    return Artifact(path, record)
+
+
+def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any], made: str) -> None:
+    """Raise MTKDError, naming what differs, unless ``made`` is the hash of ``asked``."""
+    if made == (wanted := config_hash(asked)):
+        return
+    differences = "\n".join(f"  {line}" for line in _differences(_relevant(made_by), _relevant(asked)))
+    raise OtherConfigurationError(
+        f"{what} was made by another configuration ({made}) than the one asked for ({wanted}):\n{differences}\n"
+        "Nothing was overwritten. Ask for the old configuration again, keep both with another place "
+        "(name=... for a student, paths.weights=... and paths.runs=... for all), or say existing=remake "
+        "to put the old one aside as *.old and make it anew."
+    )
+
+
+def put_aside(path: Path) -> None:
+    """Rename an artefact to ``*.old.*``, replacing what was put aside before."""
+    for file in (path, path.with_suffix(".json")):
+        if file.exists():
+            file.replace(file.with_stem(f"{file.stem}.old"))
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Load strictly.
+
+    Raises:
+        MTKDError: tensors are missing, unexpected or misshapen, with the list.
+    """
+    own = network.state_dict()
+    problems = [f"missing {name} {tuple(own[name].shape)}" for name in own.keys() - tensors.keys()]
+    problems += [f"unexpected {name} {tuple(tensors[name].shape)}" for name in tensors.keys() - own.keys()]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} in the network"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if problems:
+        shown = "\n".join(f"  {line}" for line in sorted(problems)[:12])
+        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise MTKDError(
+            f"{source} holds the weights of another network than this {type(network).__name__}:\n{shown}{more}\n"
+            "Check the network's size and the scale against the file."
+        )
+    network.load_state_dict(dict(tensors))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a weights file of ours (.safetensors) or of BasicSR's kind (.pth, .pt), without running code from it."""
+    if not path.is_file():
+        raise MTKDError(f"no weights file at {path.resolve()}; check the path, or leave weights=null to train")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MTKDError(
+            f"{path} cannot be read as weights ({type(error).__name__}: {error}). Allowed are .safetensors, and .pth "
+            "or .pt files that hold tensors alone: other pickled content could run code and is refused."
+        ) from error
+    for key in ("params_ema", "params"):
+        if isinstance(content, dict) and key in content:
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
+        raise MTKDError(
+            f"{path} holds no state dict: a mapping of names to tensors, perhaps under params or params_ema"
+        )
+    return content
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Code and machine: git revision, versions, device."""
+    return {
+        "git": _git(),
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}},
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu, {torch.get_num_threads()} threads",
+    }
+
+
+_PACKAGES = ("mtkd-lightning", "torch", "lightning", "hydra-core", "torchmetrics", "pytorch-wavelets", "numpy")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from a wheel
+
+
+def _relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _relevant(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in NOT_IN_HASH
+    }
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    absent = object()
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key, absent), new.get(key, absent)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            was, now = ("absent" if x is absent else json.dumps(x) for x in (a, b))
+            yield f"{prefix}{key}: {was} there, {now} asked"

@@ -1,0 +1,123 @@
+"""Where the configuration lies, and what is wrong with one, found before anything heavy is imported."""
+
+import ast
+import difflib
+import logging
+from collections.abc import Iterator, Set
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mtkd_lightning.errors import MTKDError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parent
+# Inside an installed wheel, or beside src/ in a checkout.
+CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if p.is_dir())
+
+STAGES = ("teachers", "aggregation", "distillation", "evaluation", "report")
+SCALES = (2, 3, 4)
+GROUPS = {"paths", "data", "teacher", "aggregator", "method", "trainer", "student"}
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what can be seen to be wrong without importing torch.
+
+    Hydra refuses an unknown key unless it is added with ``+``; an added one that nothing reads is refused here.
+
+    Raises:
+        MTKDError: a missing or unknown key, or a value outside what is allowed.
+    """
+    if missing := OmegaConf.missing_keys(config):
+        raise MTKDError(f"no value for {', '.join(sorted(missing))}: give it as {min(missing)}=...")
+    _refuse_unknown("the configuration", config, set(OmegaConf.load(CONF / "config.yaml")) - {"defaults"} | GROUPS)
+    _refuse_unknown("paths", config.paths, {"root", "weights", "runs", "cache"})
+    _refuse_unknown("training", config.training, {"teachers", "aggregation", "distillation"})
+    _refuse_unknown("teacher", config.teacher, {"name", "members"})
+    for name, member in config.teacher.members.items():
+        _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights"})
+    _refuse_value("scale", config.scale, SCALES)
+    _refuse_value("existing", config.existing, ("stop", "remake"))
+    if not isinstance(config.stages, ListConfig) or not config.stages:
+        raise MTKDError(f"stages={config.stages!r}: it must be a list such as stages=[aggregation]")
+    for stage in config.stages:
+        _refuse_value("stages", stage, STAGES)
+    if not config.teacher.members:
+        raise MTKDError("teacher.members is empty: an ensemble needs at least one member")
+    for key, node in _targets(config):
+        if (accepted := _parameters(node["_target_"])) is not None:
+            _refuse_unknown(key, node, accepted | {"_target_", "_partial_"})
+
+
+def build(node: DictConfig, **extra: Any) -> Any:
+    """Call a node's ``_target_`` with its values and ``extra`` (which is handed over as it is, not copied).
+
+    Raises:
+        MTKDError: the values do not fit; the reason is kept, its traceback is logged at DEBUG.
+    """
+    try:
+        made = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+        return partial(made, **extra) if node.get("_partial_") else made(**extra)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MTKDError):
+            cause = cause.__cause__
+        log.debug("cannot build", exc_info=True)
+        raise cause or MTKDError(
+            f"{node._get_full_key(None)} cannot be built: {type(error).__name__}: {error}"
+        ) from error
+
+
+def plain(node: Any) -> Any:
+    """Resolve a node to dicts, lists and scalars."""
+    try:
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise MTKDError(f"the configuration cannot be resolved: {error}") from error
+
+
+def _refuse_unknown(where: str, node: Any, known: Set[str]) -> None:
+    for key in node:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            allowed = ", ".join(sorted(known - {"_target_", "_partial_"}))
+            raise MTKDError(f"{where} has no key {key!r}: {hint}It has {allowed}.")
+
+
+def _refuse_value(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise MTKDError(f"{key}={value!r}: allowed are {', '.join(map(str, allowed))}")
+
+
+def _targets(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield key, node
+        for name in map(str, node):
+            yield from _targets(node[name], f"{key}.{name}".lstrip("."))
+
+
+@cache
+def _parameters(target: str) -> frozenset[str] | None:
+    """Names that a class or function of ours takes, read from its source; None where that does not tell."""
+    module, _, name = target.rpartition(".")
+    path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
+    if not target.startswith(f"{PACKAGE.name}.") or not path.is_file():
+        return None
+    body = ast.parse(path.read_text()).body
+    found = next((node for node in body if getattr(node, "name", None) == name), None)
+    if isinstance(found, ast.ClassDef):
+        fields = [node.target for node in found.body if isinstance(node, ast.AnnAssign)]
+        init = next((node for node in found.body if getattr(node, "name", None) == "__init__"), None)
+        if init is None:  # a dataclass, or inherited from elsewhere
+            return frozenset(field.id for field in fields if isinstance(field, ast.Name)) or None
+        found = init
+    if not isinstance(found, ast.FunctionDef) or found.args.kwarg:
+        return None
+    return frozenset(argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)) - {"self"}

@@ -1,0 +1,48 @@
+"""Files that are either complete or not there."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtkd_lightning.errors import MTKDError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; rename it to ``path`` on success, remove it on failure.
+
+    Raises:
+        MTKDError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        if _no_space(error):
+            free = shutil.disk_usage(path.parent).free / 2**20
+            raise MTKDError(
+                f"no space left to write {path} ({free:.0f} MiB free there): nothing was changed. Free some space, or "
+                "choose another disk with paths.root=..., then run the same command again; it goes on from here."
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _no_space(error: BaseException) -> bool:
+    # torch and safetensors wrap the system's error in their own, keeping its text.
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)

@@ -1,0 +1,20 @@
+"""Plain supervised training, the twin that every distilled student is compared with.
+
+It also trains the teachers, and the aggregator of stage 1 of MTKD: there the student is an `Ensemble`.
+"""
+
+from torch import Tensor
+
+from mtkd_lightning.losses.pixel import l1
+from mtkd_lightning.methods.base import Method
+from mtkd_lightning.typing import SRBatch
+
+
+class Scratch(Method):
+    """L1 to the ground truth."""
+
+    needs_teacher = False
+
+    def forward(self, batch: SRBatch) -> dict[str, Tensor]:
+        """Give ``ground_truth``."""
+        return {"ground_truth": l1(self.student(batch.lr), batch.hr)}

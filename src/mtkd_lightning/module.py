@@ -1,0 +1,98 @@
+"""The one LightningModule: sums a method's terms, logs them, validates the student, builds the optimiser."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.methods.base import Method
+from mtkd_lightning.metrics.functional import Protocol
+from mtkd_lightning.metrics.image import ImagePSNR, ImageSSIM
+from mtkd_lightning.recipe import Recipe
+from mtkd_lightning.typing import SRBatch
+
+
+class SRModule(LightningModule):
+    """Trains ``method.student`` as a recipe says.
+
+    A step is a pure function of (weights, optimiser state, recipe.seed, step): the batch comes from the step's
+    number, and so does every random draw inside it. That is what makes a resumed run equal an uninterrupted one.
+    """
+
+    def __init__(self, method: Method, recipe: Recipe, protocol: Protocol) -> None:
+        super().__init__()
+        self.method = method
+        self.recipe = recipe
+        self.psnr = ImagePSNR(protocol)
+        self.ssim = ImageSSIM(protocol)
+
+    def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
+        """Bytes to floats in 0..1, on the device that computes."""
+        lr, hr = (x.to(torch.float32, memory_format=torch.channels_last) / 255 for x in (batch.lr, batch.hr))
+        return SRBatch(lr, hr, batch.name)
+
+    def on_train_batch_start(self, batch: SRBatch, batch_idx: int) -> None:
+        """Seed the step (ranks differ: their samples do, too)."""
+        torch.manual_seed(hash((self.recipe.seed, batch_idx, self.global_rank)))
+
+    def training_step(self, batch: SRBatch, batch_idx: int) -> Tensor:
+        """Sum of the terms."""
+        terms = self.method(batch)
+        loss = torch.stack(list(terms.values())).sum()
+        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % interval == 0 or batch_idx + 1 == self.recipe.steps:
+            # Reading a value waits for the device, so not at every step.
+            self._refuse_nan(terms, batch)
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
+            self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def validation_step(self, batch: SRBatch, batch_idx: int) -> None:
+        """Enlarge one whole picture, in float32 whatever the training's precision."""
+        with torch.autocast(self.device.type, enabled=False):
+            sr = self.method.student(batch.lr)
+        self.psnr.update(sr, batch.hr, [batch_idx])
+        self.ssim.update(sr, batch.hr, [batch_idx])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over pictures."""
+        for name, metric in (("psnr", self.psnr), ("ssim", self.ssim)):
+            self.log(f"val/{name}", metric.compute().float(), prog_bar=True)
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Build the recipe's optimiser over what learns, with its schedule stepped at every update."""
+        learns = [p for p in self.parameters() if p.requires_grad]
+        optimizer = self.recipe.optimizer(learns, lr=self.recipe.learning_rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.recipe.scheduler(step / self.recipe.steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the last good checkpoint: never replace it by one with a broken weight."""
+        broken = [name for name, x in checkpoint["state_dict"].items() if not torch.isfinite(x).all()]
+        if broken:
+            raise MTKDError(
+                f"{len(broken)} weights are not finite after step {self.global_step}, {broken[0]} first; "
+                f"the checkpoint before it is kept. {REMEDY}"
+            )
+
+    def _refuse_nan(self, terms: dict[str, Tensor], batch: SRBatch) -> None:
+        values = {name: term.item() for name, term in terms.items()}
+        if not all(map(_is_finite, values.values())):
+            raise MTKDError(
+                f"the loss is not finite at step {self.global_step}: {values}, on {sorted(set(batch.name))}. {REMEDY}"
+            )
+
+
+REMEDY = (
+    "Lower the recipe's learning_rate, give it a warm-up (scheduler.warmup), or use trainer.precision=32-true; "
+    "the same command then goes on from the last checkpoint, a changed recipe starts anew."
+)
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,1 @@
+"""Frozen teachers, ensembles of them and the networks that aggregate their images."""
