@@ -1,0 +1,1 @@
+"""Pictures: read, resize, store, pair, cut into batches."""

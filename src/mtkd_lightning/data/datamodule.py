@@ -1,0 +1,68 @@
+"""Loaders for Lightning: training batches from the step that a run is at, whole pictures for validation."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from mtkd_lightning.data.batches import StepSampler, TrainingBatches, WholePictures
+from mtkd_lightning.data.sources import Pictures
+from mtkd_lightning.recipe import Recipe
+from mtkd_lightning.typing import SRBatch
+
+
+class SRDataModule(LightningDataModule):
+    """Pictures cut as a recipe says."""
+
+    def __init__(self, pictures: Pictures, recipe: Recipe, num_workers: int = 0) -> None:
+        super().__init__()
+        self.pictures = pictures
+        self.recipe = recipe
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> "ResumedLoader":
+        """All batches from the trainer's step to the recipe's last: the whole training is one epoch of Lightning's."""
+        assert self.trainer is not None
+        batches = TrainingBatches(
+            self.pictures.train,
+            batch_size=self.recipe.batch_size,
+            lr_patch=self.recipe.lr_patch,
+            seed=self.recipe.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return ResumedLoader(
+            batches,
+            batch_size=None,
+            sampler=StepSampler(self.trainer.global_step, self.recipe.steps),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> "DataLoader[Any]":
+        """The held-out pictures of the training set, one at a time."""
+        return DataLoader(WholePictures(self.pictures.validation), batch_size=None)
+
+    def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
+        """Bytes to floats in 0..1, on the device that computes."""
+        lr, hr = (x.to(torch.float32, memory_format=torch.channels_last) / 255 for x in (batch.lr, batch.hr))
+        return SRBatch(lr, hr, batch.name)
+
+
+class ResumedLoader(DataLoader[Any]):
+    """A loader whose first batch is the trainer's step: it resumes without a state of its own.
+
+    Its length is that of the whole training, as Lightning expects of a loader that was resumed in mid-epoch; it has the
+    two state methods because by them Lightning recognises one that can be.
+    """
+
+    def __len__(self) -> int:
+        return self.sampler.stop  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step is in the checkpoint already."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""

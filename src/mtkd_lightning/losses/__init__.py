@@ -1,0 +1,1 @@
+"""Loss terms of the methods: pictures or features in, one scalar out."""

@@ -1,0 +1,82 @@
+"""Size, arithmetic and speed of a network."""
+
+import copy
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mtkd_lightning.errors import MTKDError
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of parameters, frozen ones included, shared ones once."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def flops(network: nn.Module, height: int, width: int) -> int:
+    """Floating point operations of one forward on one LR picture, two for each multiply-add.
+
+    Counts convolutions and matrix products, those of attention included; element-wise work is left out.
+    Counted on shapes alone, so that large networks cost nothing; only a network that looks at values, or
+    holds tensors that are no parameters or buffers, is run, on its own device. The network is not changed.
+    """
+    try:
+        return _count(_on_meta(network), height, width)
+    except (RuntimeError, TypeError):
+        return _count(copy.deepcopy(network), height, width)
+
+
+def seconds_per_megapixel(network: nn.Module, lr: Tensor, repeats: int = 3) -> float:
+    """Median wall time of a forward, in seconds for a million output pixels, after one forward to warm up.
+
+    The network runs as it is: put it in eval, on the device and in the memory format of interest.
+
+    Args:
+        network: maps LR to SR.
+        lr: a batch (b, 3, h, w) on the device of the network.
+        repeats: number of timed forwards.
+
+    Raises:
+        MTKDError: if `repeats` is below 1.
+    """
+    if repeats < 1:
+        raise MTKDError(f"seconds_per_megapixel got repeats={repeats}; it needs 1 or more")
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        network(lr)
+        if lr.is_cuda:
+            torch.cuda.synchronize(lr.device)
+        return time.perf_counter() - start
+
+    with torch.inference_mode():
+        sr: Tensor = network(lr)
+        if lr.is_cuda:
+            torch.cuda.synchronize(lr.device)
+        megapixels = sr.shape[0] * sr.shape[-2] * sr.shape[-1] / 1e6
+        return statistics.median(seconds() for _ in range(repeats)) / megapixels
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers have shapes but no memory."""
+    swapped: dict[int, Tensor] = {}
+    for parameter in network.parameters():
+        swapped[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in network.buffers():
+        swapped[id(buffer)] = buffer.to("meta")
+    # Tensors found in the memo are taken as copied already, so that no weight is.
+    return copy.deepcopy(network, swapped)
+
+
+@torch.no_grad()
+def _count(network: nn.Module, height: int, width: int) -> int:
+    weight = next(network.parameters(), torch.empty(0))
+    lr = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
+    # The fused attention of CPUs is one operator that the counter does not know: it would count as nothing.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network.eval()(lr)
+    return int(counter.get_total_flops())
