@@ -41,6 +41,11 @@ def check(config: DictConfig) -> None:
     _refuse_unknown("teacher", config.teacher, {"name", "members"})
     for name, member in config.teacher.members.items():
         _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights"})
+        if "backbone" not in member:
+            raise MTKDError(
+                f"teacher.members.{name} has no backbone: add one with +backbone@teacher.members.{name}.backbone=..., "
+                f"one of {', '.join(sorted(path.stem for path in (CONF / 'backbone').glob('*.yaml')))}"
+            )
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("existing", config.existing, ("stop", "remake"))
     if not isinstance(config.stages, ListConfig) or not config.stages:

@@ -28,11 +28,6 @@ class SRModule(LightningModule):
         self.psnr = ImagePSNR(protocol)
         self.ssim = ImageSSIM(protocol)
 
-    def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
-        """Bytes to floats in 0..1, on the device that computes."""
-        lr, hr = (x.to(torch.float32, memory_format=torch.channels_last) / 255 for x in (batch.lr, batch.hr))
-        return SRBatch(lr, hr, batch.name)
-
     def on_train_batch_start(self, batch: SRBatch, batch_idx: int) -> None:
         """Seed the step (ranks differ: their samples do, too)."""
         torch.manual_seed(hash((self.recipe.seed, batch_idx, self.global_rank)))

@@ -54,6 +54,7 @@ class Pipeline:
         with torch.device("meta"):
             ensemble = Ensemble({name: Teacher(self._network(name)) for name in self._members()}, self._merger())
             self._method(build(config.student), Teacher(ensemble))
+        build(OmegaConf.merge(config.trainer, {"_partial_": False}), logger=False)
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""

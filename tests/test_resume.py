@@ -1,0 +1,57 @@
+"""A main job that is killed in every stage ends with the weights of one that is not, bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+# Long enough to be killed between two checkpoints; stochastic depth makes the steps depend on the random state.
+LONGER = [
+    "aggregator.drop_path_rate=0.3",
+    *(
+        f"training.{stage}.{setting}"
+        for stage in ("teachers", "aggregation", "distillation")
+        for setting in ("steps=40", "checkpoint_every=7", "validate_every=15")
+    ),
+    "stages=[teachers,aggregation,distillation]",
+]
+STEMS = ["tiny_edsr_x2", "tiny_swinir_x2", "tiny_edsr-swinir_x2_dctswin_repaired", "tiny"]
+OVERRIDES = [*LONGER, "teacher.name=tiny", "~teacher.members.rcan", "name=tiny"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    import subprocess
+
+    from conftest import command
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run(command(*OVERRIDES), cwd=folder, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_in_every_stage_ends_with_the_same_weights(job, killed_job, tmp_path, uninterrupted, num_workers):
+    overrides = [*OVERRIDES, f"num_workers={num_workers}"]
+    for stem in STEMS[1:]:
+        checkpoint = tmp_path / "runs" / stem / "last.ckpt"
+        killed_job(*overrides, when=checkpoint)
+        assert not (tmp_path / "weights" / f"{stem}.safetensors").exists()
+        assert not list(tmp_path.rglob("*.tmp")) or checkpoint.exists()
+
+    result = job(*overrides)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "going on from" in result.stdout
+    for stem in STEMS:
+        ours, theirs = (load_file(root / "weights" / f"{stem}.safetensors") for root in (tmp_path, uninterrupted))
+        assert ours.keys() == theirs.keys()
+        for name, values in ours.items():
+            assert values.tobytes() == theirs[name].tobytes(), (stem, name)
+
+
+def test_the_average_and_not_the_last_step_is_kept(uninterrupted):
+    record = json.loads((uninterrupted / "weights" / "tiny.json").read_text())
+    assert record["steps"] == 40
+    assert record["config"]["recipe"]["ema_decay"] == 0.99
