@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the reference data lies, a picture, a main job that takes seconds."""
+"""Fixtures shared by all tests: reference data, a picture, and a main job that takes seconds."""
 
 import os
 import signal
@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 SHARED = Path(os.environ.get("MTKD_SHARED", Path(__file__).parents[2] / "shared"))
+STAGES = ("teachers", "aggregation", "distillation")
 
 # The demonstration with networks and trainings so small that only the path through them is tested.
 TINY = [
     "+experiment=rcan_multi_teacher",
     "scale=2",
+    "name=tiny",
+    "teacher.name=tiny",
     "student.features=4",
     "student.groups=1",
     "student.blocks=1",
@@ -25,16 +28,11 @@ TINY = [
     "teacher.members.swinir.backbone.embed_dim=4",
     "teacher.members.swinir.backbone.depths=[2]",
     "teacher.members.swinir.backbone.num_heads=[2]",
-    "teacher.members.rcan.backbone.features=4",
-    "teacher.members.rcan.backbone.groups=1",
-    "teacher.members.rcan.backbone.blocks=1",
-    "teacher.members.rcan.backbone.reduction=2",
-    "aggregator.embed_dim=4",
-    "aggregator.features=4",
+    "~teacher.members.rcan",
     *(
         f"training.{stage}.{setting}"
-        for stage in ("teachers", "aggregation", "distillation")
-        for setting in ("steps=6", "batch_size=2", "lr_patch=8", "validate_every=3", "checkpoint_every=2")
+        for stage in STAGES
+        for setting in ("steps=6", "batch_size=2", "lr_patch=8", "validate_every=6", "checkpoint_every=2")
     ),
 ]
 
@@ -55,25 +53,24 @@ def picture() -> np.ndarray:
     return chelsea()[100:160, 120:204].copy()
 
 
-Job = Callable[..., subprocess.CompletedProcess]
+@pytest.fixture(scope="session")
+def job() -> Callable[..., subprocess.CompletedProcess]:
+    """Run the tiny main job in a process of its own, as a user does."""
 
-
-@pytest.fixture
-def job(tmp_path) -> Job:
-    """Run the main job as a user does, in a process of its own, in an empty folder."""
-
-    def run(*overrides: str, cwd: Path = tmp_path, tiny: bool = True) -> subprocess.CompletedProcess:
-        return subprocess.run(command(*overrides, tiny=tiny), cwd=cwd, capture_output=True, text=True, timeout=300)
+    def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
+        return subprocess.run(command(*overrides), cwd=folder, capture_output=True, text=True, timeout=300)
 
     return run
 
 
-@pytest.fixture
-def killed_job(tmp_path) -> Callable[..., None]:
-    """Start the main job and kill it (SIGKILL) as soon as a file exists."""
+@pytest.fixture(scope="session")
+def killed_job() -> Callable[..., None]:
+    """Start the tiny main job and kill it (SIGKILL) as soon as a file exists."""
 
-    def run(*overrides: str, when: Path, cwd: Path = tmp_path) -> None:
-        process = subprocess.Popen(command(*overrides), cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def run(folder: Path, *overrides: str, when: Path) -> None:
+        process = subprocess.Popen(
+            command(*overrides), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while not when.exists():
             assert process.poll() is None, "the job ended before it could be killed"
         process.send_signal(signal.SIGKILL)
@@ -82,5 +79,36 @@ def killed_job(tmp_path) -> Callable[..., None]:
     return run
 
 
-def command(*overrides: str, tiny: bool = True) -> list[str]:
-    return [sys.executable, "-m", "mtkd_lightning", *(TINY if tiny else []), *overrides]
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, job) -> Path:
+    """A folder in which the tiny main job has run, all stages of it; not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = job(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "output").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
+    """Run the main job in this process, where it must end with status 1; give what it wrote."""
+
+    def run(*overrides: str, tiny: bool = True, cwd: Path = tmp_path) -> str:
+        from mtkd_lightning.__main__ import main
+
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["mtkd_lightning", *(TINY if tiny else []), *overrides])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        written = "".join(capsys.readouterr())
+        assert stop.value.code == 1, written
+        assert "Traceback" not in written
+        assert not list(cwd.rglob("*.tmp"))
+        return written
+
+    return run
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "mtkd_lightning", *TINY, *overrides]

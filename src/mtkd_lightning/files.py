@@ -44,6 +44,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _no_space(error: BaseException) -> bool:
-    # torch and safetensors wrap the system's error in their own, keeping its text.
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+def _no_space(error: BaseException | None) -> bool:
+    # torch raises an error of its own on top of the system's, safetensors keeps the system's text alone.
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -23,7 +23,7 @@ class SRModule(LightningModule):
 
     def __init__(self, method: Method, recipe: Recipe, protocol: Protocol) -> None:
         super().__init__()
-        self.method = method
+        self.method: Method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = recipe
         self.psnr = ImagePSNR(protocol)
         self.ssim = ImageSSIM(protocol)

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Pipeline:
         with torch.device("meta"):
             ensemble = Ensemble({name: Teacher(self._network(name)) for name in self._members()}, self._merger())
             self._method(build(config.student), Teacher(ensemble))
-        build(OmegaConf.merge(config.trainer, {"_partial_": False}), logger=False)
+        build(config.trainer, logger=False)
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""
@@ -225,7 +226,7 @@ class Pipeline:
                 trained,
                 recipe,
                 self.pictures,
-                trainer=build(self.config.trainer),
+                trainer=partial(build, self.config.trainer),
                 run=self.runs / stem,
                 checkpoint=self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint),
                 config=config,

@@ -143,8 +143,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``."""
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        # Through a file of Python's, whose error says that the disk is full; torch's own hides it.
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class Record(Callback):

@@ -1,0 +1,1 @@
+"""Super-resolution networks, a whole one in a file."""

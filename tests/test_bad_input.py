@@ -1,0 +1,224 @@
+"""Every refusal says what was got, what is allowed and what to do, and leaves nothing half-written."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+FOLDERS = ("data=folders", "data.validation_pictures=1")
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+@pytest.fixture
+def photographs(tmp_path, picture):
+    """A data root with three training pictures."""
+    for i in range(3):
+        (tmp_path / "root/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(picture, i, axis=1)).save(tmp_path / f"root/train/{i}.png")
+    return tmp_path / "root"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["+experiment=rcan_multi_teachers"], ["rcan_multi_teachers", "rcan_multi_teacher"]),
+        (["preset=papr"], ["papr", "paper", "cpu", "demo"]),
+        (["traning.distillation.steps=3"], ["traning"]),
+        (["method=mtkdd"], ["mtkdd", "mtkd", "scratch"]),
+    ],
+)
+def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
+    result = subprocess.run(
+        [sys.executable, "-m", "mtkd_lightning", *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert all(word in result.stdout + result.stderr for word in expected)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("+sed=1", "the configuration has no key 'sed': did you mean seed?"),
+        ("+student.feature=5", "student has no key 'feature': did you mean features?"),
+        ("+training.distilation.steps=5", "training has no key 'distilation': did you mean distillation?"),
+        ("+method.weights.gt=1", "it takes exactly ground_truth and response"),
+        ("+teacher.members.x.weights=a.pth", "teacher.members.x has no backbone: add one with +backbone@"),
+        ("scale=5", "scale=5: allowed are 2, 3, 4"),
+        ("stages=[teacher]", "stages='teacher': allowed are teachers, aggregation"),
+        ("existing=overwrite", "existing='overwrite': allowed are stop, remake"),
+        ("training.distillation.steps=0", "steps=0 in a recipe: it must be a whole number above 0"),
+        ("training.distillation.ema_decay=1", "ema_decay=1 in a recipe: it must lie in [0, 1)"),
+        ("aggregator.num_heads=[3]", "num_heads must divide it"),
+        ("trainer.precision=7", "Precision 7 is invalid. Allowed precision values"),
+        ("trainer.accelerator=abacus", "invalid accelerator name"),
+        ("method.response.wavelet=hare", "no wavelet 'hare'"),
+        ("~teacher.members.swinir ~teacher.members.edsr", "an ensemble needs at least one member"),
+        ("teacher.members.edsr.weights=missing.pth", "missing.pth: there is no such file"),
+        ("training.distillation.init_from=missing.pth", "no weights file at"),
+    ],
+)
+def test_values_that_do_not_fit(refused, tmp_path, override, expected):
+    assert expected in refused(*override.split())
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_value_that_only_the_user_knows(refused, tmp_path):
+    assert "no value for data.root: give it as data.root=..." in refused("preset=cpu", tiny=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data=folders", "data.root=nowhere"], ["nowhere/train", "data.root="]),
+        (["data=div2k", "data.root=nowhere"], ["nowhere", "DIV2K_train_HR.zip", "data.root="]),
+    ],
+)
+def test_missing_data(refused, overrides, expected):
+    written = refused(*overrides)
+    assert all(word in written for word in expected), written
+
+
+def test_a_folder_without_pictures(refused, tmp_path):
+    (tmp_path / "root/train").mkdir(parents=True)
+    (tmp_path / "root/train/notes.txt").write_text("no picture")
+    written = refused(*FOLDERS, "data.root=root")
+    assert "root/train" in written
+    assert ".png" in written
+
+
+def test_a_truncated_picture(refused, photographs):
+    broken = photographs / "train/1.png"
+    broken.write_bytes(broken.read_bytes()[:400])
+    assert "train/1.png" in refused(*FOLDERS, f"data.root={photographs}")
+
+
+def test_a_picture_smaller_than_the_patch(refused, photographs):
+    written = refused(*FOLDERS, f"data.root={photographs}", "training.teachers.lr_patch=31")
+    assert "lr_patch is 31" in written
+    assert "30x42" in written
+
+
+def test_hr_that_is_no_multiple_of_the_scale(refused, photographs, picture):
+    Image.fromarray(picture[:59]).save(photographs / "train/0.png")
+    written = refused(*FOLDERS, f"data.root={photographs}", "+data.strict_size=true")
+    assert "59x84" in written
+
+
+def test_a_pair_of_sizes_that_do_not_belong_together(refused, tmp_path, picture):
+    for kind, image in (("HR", picture), ("LR_bicubic/X2", picture[::2, ::3])):
+        (tmp_path / "root/train" / kind).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(image).save(tmp_path / "root/train" / kind / f"{i}.png")
+    written = refused(*FOLDERS, "data.root=root")
+    assert "30x28" in written
+    assert "30x42" in written
+
+
+def test_nothing_to_evaluate_on(refused, photographs, copy):
+    written = refused("data=folders", "data.validation_pictures=1", f"data.root={photographs}", cwd=copy)
+    assert "made by another configuration" in written  # the data are part of what made the teachers
+
+
+def test_weights_of_another_network(refused, finished):
+    weights = finished / "weights/tiny_swinir_x2.safetensors"
+    written = refused(f"teacher.members.edsr.weights={weights}")
+    assert "holds the weights of another network than this EDSR" in written
+    assert "missing body.0.conv1.weight (4, 4, 3, 3)" in written
+
+
+def test_weights_of_another_scale(refused, finished):
+    weights = finished / "weights/tiny_edsr_x2.safetensors"
+    written = refused("scale=4", f"teacher.members.edsr.weights={weights}")
+    assert "missing upsample.2.weight" in written
+    assert "the scale" in written
+
+
+def test_weights_with_other_pickled_content(refused, tmp_path):
+    import torch
+
+    torch.save({"params": Image.new("RGB", (2, 2))}, tmp_path / "odd.pth")
+    assert "could run code and is refused" in refused("teacher.members.edsr.weights=odd.pth")
+
+
+def test_an_aggregator_of_other_members(refused, copy):
+    """Same name, same network, other weights in it."""
+    path = copy / "weights/tiny_edsr_x2.safetensors"
+    save_file({name: -x for name, x in load_file(path).items()}, copy / "negative.safetensors")
+    written = refused("teacher.members.edsr.weights=negative.safetensors", "stages=[aggregation]", cwd=copy)
+    assert "tiny_edsr-swinir_x2_dctswin_repaired_tiny.safetensors was made by another configuration" in written
+    assert "members: " in written
+
+
+def test_an_artefact_of_another_configuration(refused, copy):
+    before = {path: path.read_bytes() for path in (copy / "weights").iterdir()}
+    written = refused("training.teachers.steps=9", cwd=copy)
+    assert "tiny_edsr_x2.safetensors was made by another configuration" in written
+    assert "recipe.steps: 6 there, 9 asked" in written
+    assert "existing=remake" in written
+    assert "paths.weights=" in written
+    assert before == {path: path.read_bytes() for path in (copy / "weights").iterdir()}
+
+
+def test_a_checkpoint_of_another_configuration(refused, killed_job, tmp_path):
+    killed_job(
+        tmp_path,
+        "stages=[teachers]",
+        "training.teachers.steps=500",
+        when=tmp_path / "runs/tiny_edsr_x2/last.ckpt",
+    )
+    written = refused("stages=[teachers]", "training.teachers.steps=600")
+    assert "runs/tiny_edsr_x2/last.ckpt was made by another configuration" in written
+    assert "recipe.steps: 500 there, 600 asked" in written
+
+
+def test_an_artefact_that_was_changed(refused, copy):
+    path = copy / "weights/tiny_edsr_x2.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    for stem in ("tiny_edsr-swinir_x2_dctswin_repaired_tiny", "tiny"):
+        (copy / "weights" / f"{stem}.json").unlink()
+    assert "sha256 differs" in refused(cwd=copy)
+
+
+def test_a_stage_whose_input_is_missing(refused, tmp_path):
+    written = refused("stages=[aggregation]")
+    assert "weights/tiny_edsr_x2.safetensors is not there yet; add teachers to stages=[...]" in written
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_report_without_an_evaluation(refused):
+    assert "add evaluation to stages" in refused("stages=[report]")
+
+
+def test_a_loss_that_is_not_finite(refused, tmp_path):
+    written = refused("training.teachers.learning_rate=1e36", "training.teachers.steps=200", "trainer.log_every_n_steps=5")
+    assert "not finite" in written
+    assert "Lower the recipe's learning_rate" in written
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system of a chosen size")
+def test_a_full_disk(refused, tmp_path, finished):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", small], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        paths = f"paths.cache={finished / 'cache'}", f"paths.runs={small}", f"paths.weights={small}/weights"
+        written = refused(*paths, "teacher.members.edsr.backbone.features=16", "stages=[teachers]")
+        assert "no space left to write" in written
+        assert "paths.root=" in written
+        assert not list(small.rglob("*.tmp"))
+        assert not list(small.rglob("*.safetensors"))
+    finally:
+        subprocess.run(["umount", small], check=True)
