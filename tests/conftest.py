@@ -58,7 +58,7 @@ def job() -> Callable[..., subprocess.CompletedProcess]:
     """Run the tiny main job in a process of its own, as a user does."""
 
     def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
-        return subprocess.run(command(*overrides), cwd=folder, capture_output=True, text=True, timeout=300)
+        return subprocess.run(_command(*overrides), cwd=folder, capture_output=True, text=True, timeout=300)
 
     return run
 
@@ -69,7 +69,7 @@ def killed_job() -> Callable[..., None]:
 
     def run(folder: Path, *overrides: str, when: Path) -> None:
         process = subprocess.Popen(
-            command(*overrides), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            _command(*overrides), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while not when.exists():
             assert process.poll() is None, "the job ended before it could be killed"
@@ -110,5 +110,11 @@ def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
     return run
 
 
-def command(*overrides: str) -> list[str]:
+@pytest.fixture(scope="session")
+def command() -> Callable[..., list[str]]:
+    """The command line of the tiny main job."""
+    return _command
+
+
+def _command(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "mtkd_lightning", *TINY, *overrides]

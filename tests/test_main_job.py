@@ -120,7 +120,7 @@ def test_scratch_trains_no_teacher(job, tmp_path):
     assert [path.name for path in sorted((tmp_path / "weights").iterdir())] == ["tiny.json", "tiny.safetensors"]
 
 
-def test_two_runs_at_once_make_an_artefact_once(tmp_path):
+def test_two_runs_at_once_make_an_artefact_once(tmp_path, command):
     from conftest import command
 
     overrides = ("stages=[teachers]", "training.teachers.steps=60")

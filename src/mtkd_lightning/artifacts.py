@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.files import file_sha256, replacing
 
-# How the trained network is used and watched, not what it becomes.
-NOT_IN_HASH = ("validate_every", "checkpoint_every")
+# How a training is watched, and a path whose file's hash stands beside it: not what the network becomes.
+NOT_IN_HASH = ("validate_every", "checkpoint_every", "init_from")
 
 
 class OtherConfigurationError(MTKDError):

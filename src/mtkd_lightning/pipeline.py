@@ -56,6 +56,12 @@ class Pipeline:
             ensemble = Ensemble({name: Teacher(self._network(name)) for name in self._members()}, self._merger())
             self._method(build(config.student), Teacher(ensemble))
         build(config.trainer, logger=False)
+        for name in self._members():
+            if config.teacher.members[name].get("weights"):
+                _load(self._network(name), self._member(name))
+        for recipe in self.recipes.values():
+            if recipe.init_from is not None:
+                artifacts.read_weights(Path(recipe.init_from))
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""
@@ -192,7 +198,7 @@ class Pipeline:
                 "method": plain(self.config.method),
                 "teacher": self._teacher_config() if self.needs_teacher else None,
             },
-            lambda: self._method(self._initial_student(), Teacher(self._ensemble()) if self.needs_teacher else None),
+            lambda: self._method(build(self.config.student), Teacher(self._ensemble()) if self.needs_teacher else None),
             make,
         )
 
@@ -205,6 +211,7 @@ class Pipeline:
             "scale": self.scale,
             **config,
             "recipe": plain(self.config.training[stage]),
+            "init_sha256": recipe.init_from and file_sha256(Path(recipe.init_from)),
             "data": self.pictures.train.manifest_hash(),
             "precision": self.config.trainer.precision,
         }
@@ -222,6 +229,9 @@ class Pipeline:
             log.info("%s: training %s for %d steps.", stage, stem, recipe.steps)
             seed_everything(recipe.seed, verbose=False)
             trained = method()
+            if recipe.init_from is not None:
+                source = Path(recipe.init_from)
+                artifacts.load_into(_learned(trained.student), artifacts.read_weights(source), source)
             record = train(
                 trained,
                 recipe,
@@ -274,12 +284,6 @@ class Pipeline:
     def _ensemble(self) -> Ensemble:
         merger, aggregator = self._merger(), self._aggregator()
         return Ensemble(self._loaded_members(), _load(merger, aggregator) if aggregator else merger)
-
-    def _initial_student(self) -> nn.Module:
-        student: nn.Module = build(self.config.student)
-        if (given := self.recipes["distillation"].init_from) is not None:
-            artifacts.load_into(student, artifacts.read_weights(Path(given)), given)
-        return student
 
     def _networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"bicubic": Bicubic(self.scale)}

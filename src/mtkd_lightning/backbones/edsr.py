@@ -39,8 +39,8 @@ class EDSR(Backbone):
         res_scale: float = 1.0,
         image_range: float = 255.0,
     ) -> None:
-        super().__init__()
         check_scale(self, scale)
+        super().__init__()
         self.scale = scale
         self.features = features
         self.mean_shift = MeanShift(image_range)

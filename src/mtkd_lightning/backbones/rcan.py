@@ -41,8 +41,8 @@ class RCAN(Backbone):
         reduction: int = 16,
         image_range: float = 255.0,
     ) -> None:
-        super().__init__()
         check_scale(self, scale)
+        super().__init__()
         if not 1 <= reduction <= features:
             raise MTKDError(f"RCAN cannot reduce {features} features by {reduction}; set reduction to 1..{features}")
         self.scale = scale

@@ -118,8 +118,8 @@ class SwinIR(Backbone, SwinTrunk):
         def block(heads: int, shifted: bool, drop_path: float) -> SwinBlock:
             return SwinBlock(embed_dim, heads, window_size, shifted, mlp_ratio, drop_path)
 
-        super().__init__(3, embed_dim, depths, num_heads, drop_path_rate, block)
         check_scale(self, scale)
+        super().__init__(3, embed_dim, depths, num_heads, drop_path_rate, block)
         self.scale = scale
         self.size_multiple = window_size
         self.embed_dim = embed_dim
@@ -236,11 +236,11 @@ class WindowAttention(nn.Module):
             bias = bias + mask[:, None]
         if torch.is_grad_enabled():
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            weights = (logits.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1).softmax(-1)
+            weights = (logits.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
             x = weights @ v
         else:
             # Faster, but not where the bias needs a gradient.
-            bias = bias if mask is None else bias.repeat(n // len(bias), 1, 1, 1)
+            bias = bias if mask is None else bias.repeat(n // bias.shape[0], 1, 1, 1)
             x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
         out: Tensor = self.proj(x.transpose(1, 2).reshape(n, tokens, channels))
         return out

@@ -59,10 +59,10 @@ class DCTSwin(SwinTrunk):
         def block(heads: int, shifted: bool, drop_path: float) -> DCTBlock:
             return DCTBlock(embed_dim, heads, window_size, shifted, mlp_ratio, drop_path, orthonormal, mask)
 
-        super().__init__(3 * members * scale**2, embed_dim, depths, num_heads, drop_path_rate, block)
         check_scale(self, scale)
         if members < 1:
             raise MTKDError(f"DCTSwin cannot aggregate {members} members; set members to 1 or more")
+        super().__init__(3 * members * scale**2, embed_dim, depths, num_heads, drop_path_rate, block)
         self.scale = scale
         self.members = members
         self.size_multiple = window_size * scale
