@@ -136,10 +136,9 @@ def mirror_pad(image: Tensor, multiple: int) -> Tensor:
 
     The edge itself is not repeated (0 1 2 1 0 1 ...), so padding by less than the size is torch's "reflect".
     """
-    if multiple == 1:
-        return image
     for side in (-2, -1):
-        image = image.index_select(side, _mirror_index(image.shape[side], multiple, image.device))
+        if image.shape[side] % multiple:
+            image = image.index_select(side, _mirror_index(image.shape[side], multiple, image.device))
     return image
 
 

@@ -38,7 +38,8 @@ class DCTSwin(SwinTrunk):
         features: width of the upsampler.
         orthonormal: use the orthonormal cosine transform.
         mask: part frequencies by the transformed region picture, as the release does.
-        mean_skip: add the output to the mean of the members, with a last convolution that starts at zero.
+        mean_skip: add the output to a mean of the members. It starts at the plain mean, for the last convolution starts at
+            zero and the members' shares, which are learned and sum to 1, start equal.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class DCTSwin(SwinTrunk):
         self.upsample = Upsample(scale, features)
         self.conv_last = conv3x3(features, 3)
         if mean_skip:
+            self.shares = nn.Parameter(torch.zeros(members))
             nn.init.zeros_(self.conv_last.weight)
             nn.init.zeros_(self.conv_last.bias)  # type: ignore[arg-type]
 
@@ -80,7 +82,10 @@ class DCTSwin(SwinTrunk):
         if images.shape[1] != self.members:
             raise MTKDError(f"DCTSwin is for the images of {self.members} members, not {images.shape[1]}")
         raw = self.raw(images)
-        return images.mean(1) + raw if self.mean_skip else self.mean_shift.restore(raw)
+        if not self.mean_skip:
+            return self.mean_shift.restore(raw)
+        beyond_mean = (self.shares - self.shares.mean()).view(1, -1, 1, 1, 1)
+        return images.mean(1) + (beyond_mean * images).sum(1) + raw
 
     def raw(self, images: Tensor) -> Tensor:
         """The network alone, (b, members, 3, H, W) to (b, 3, H, W); as released, 0..255 less the mean colour."""
