@@ -63,11 +63,13 @@ def main() -> None:
         seconds: dict[str, list[float]] = {"plain": [], "framework": []}
         for repeat in range(repeats):
             seconds["plain"].append(_plain(_method(config), recipe, pictures))
-            seconds["framework"].append(_framework(_method(config), recipe, pictures, config, Path(folder) / str(repeat)))
+            seconds["framework"].append(
+                _framework(_method(config), recipe, pictures, config, Path(folder) / str(repeat))
+            )
     plain, framework = (statistics.median(seconds[name]) for name in ("plain", "framework"))
     ratios = [b / a for a, b in zip(seconds["plain"], seconds["framework"], strict=True)]
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "repeats": repeats,
         "steps": steps,
         "plain_ms": round(1000 * plain, 2),

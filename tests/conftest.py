@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Of the tests and of the jobs they start: tiny networks lose more to waiting threads than they gain from a second one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(os.environ.get("MTKD_SHARED", Path(__file__).parents[2] / "shared"))
 STAGES = ("teachers", "aggregation", "distillation")
 

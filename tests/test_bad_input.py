@@ -200,7 +200,9 @@ def test_a_report_without_an_evaluation(refused):
 
 
 def test_a_loss_that_is_not_finite(refused, tmp_path):
-    written = refused("training.teachers.learning_rate=1e36", "training.teachers.steps=200", "trainer.log_every_n_steps=5")
+    written = refused(
+        "training.teachers.learning_rate=1e36", "training.teachers.steps=200", "trainer.log_every_n_steps=5"
+    )
     assert "not finite" in written
     assert "Lower the recipe's learning_rate" in written
     assert not (tmp_path / "weights").exists()
@@ -210,7 +212,9 @@ def test_a_loss_that_is_not_finite(refused, tmp_path):
 def test_a_full_disk(refused, tmp_path, finished):
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", small], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", small], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("no permission to mount a small file system")
     try:

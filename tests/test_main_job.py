@@ -58,7 +58,14 @@ def test_weights_hold_one_network_alone(finished):
 def test_the_table_compares_all_networks(finished):
     with (finished / "runs/tiny/results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    names = ["bicubic", "teacher edsr", "teacher swinir", "mean of the teachers", "aggregator dctswin_repaired_tiny", "student"]
+    names = [
+        "bicubic",
+        "teacher edsr",
+        "teacher swinir",
+        "mean of the teachers",
+        "aggregator dctswin_repaired_tiny",
+        "student",
+    ]
     assert [row["network"] for row in rows] == names
     assert float(rows[0]["psnr_y"]) == pytest.approx(33.5, abs=2)
     assert int(rows[3]["parameters"]) == int(rows[1]["parameters"]) + int(rows[2]["parameters"])
@@ -71,7 +78,7 @@ def test_the_table_compares_all_networks(finished):
 def test_crops_show_one_row_per_held_out_photograph(finished):
     with Image.open(finished / "runs/tiny/crops.png") as image:
         pixels = np.asarray(image)
-    assert pixels.shape == (2 * (64 * 3 + 20), 6 * (64 * 3 + 4), 3)
+    assert pixels.shape == (2 * (64 * 3 + 36), 6 * (64 * 3 + 4), 3)
     assert pixels.std() > 20
 
 
@@ -121,13 +128,13 @@ def test_scratch_trains_no_teacher(job, tmp_path):
 
 
 def test_two_runs_at_once_make_an_artefact_once(tmp_path, command):
-    from conftest import command
-
     overrides = ("stages=[teachers]", "training.teachers.steps=60")
     runs = []
     for _ in range(2):
         runs.append(
-            subprocess.Popen(command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         )
         time.sleep(0.5)
     outputs = [run.communicate(timeout=300)[0] for run in runs]
@@ -152,7 +159,9 @@ def test_an_installed_wheel_runs_from_any_folder(tmp_path):
     subprocess.run(build, check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
-    code = "import sys; sys.path.insert(0, 'site'); import runpy; runpy.run_module('mtkd_lightning', run_name='__main__')"
+    code = (
+        "import sys; sys.path.insert(0, 'site'); import runpy; runpy.run_module('mtkd_lightning', run_name='__main__')"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code, "--cfg", "job", "+experiment=edsr_multi_teacher", "preset=paper"],
         cwd=tmp_path,

@@ -82,10 +82,10 @@ def find(path: Path, config: Mapping[str, Any]) -> Artifact | None:
         return None
     try:
         record = json.loads(sidecar.read_text())
-        made = record["config_hash"]
+        made, made_by, _ = record["config_hash"], record["config"], record["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise MTKDError(f"{sidecar} cannot be read ({error!r}); delete it and {path.name} to make both anew") from error
-    refuse_other(path, record["config"], config, made)
+    refuse_other(path, made_by, config, made)
     return Artifact(path, record)
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -80,7 +81,9 @@ def _packages() -> Iterator[Finding]:
         yield Finding("package", fits, f"{requirement.name} {found} ({requirement.specifier} wanted)", remedy)
     for name in ("torch", "lightning", "pytorch_wavelets", "torchmetrics"):
         try:
-            importlib.import_module(name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what matters here is whether it can be imported
+                importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises is the finding
             remedy = "a torchvision for another torch does this: pip uninstall torchvision; else reinstall the package"
             yield Finding("import", False, f"{name}: {type(error).__name__}: {error}", remedy)

@@ -95,6 +95,8 @@ def write_crops(
         zoom: pixels drawn per HR pixel.
         most: rows at most.
     """
+    for network in networks.values():
+        network.to(device).eval()
     chosen = [(pairs, i) for i in range(most) for pairs in benchmarks.values() if i < len(pairs)][:most]
     drawn = []
     for pairs, i in chosen:
@@ -106,8 +108,8 @@ def write_crops(
         for name, network in networks.items():
             with torch.inference_mode():
                 sr = network(lr)[..., *region]
-            cells.append(_cell_picture(sr, f"{name}  {psnr(sr, truth, Protocol(0)).item():.2f}", zoom))
-        cells.append(_cell_picture(truth, f"HR  {batch.name[0]}", zoom))
+            cells.append(_cell_picture(sr, f"{name}\n{psnr(sr, truth, Protocol(0)).item():.2f} dB", zoom))
+        cells.append(_cell_picture(truth, f"HR\n{batch.name[0]}", zoom))
         drawn.append(np.concatenate(cells, axis=1))
     width = max(x.shape[1] for x in drawn)
     write_png(path, np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0))) for x in drawn]))
@@ -116,7 +118,7 @@ def write_crops(
 def _most_detailed(hr: Tensor, side: int) -> tuple[slice, slice]:
     height, width = (min(side, n) for n in hr.shape[-2:])
     gray = hr.mean(1, keepdim=True)
-    detail = (gray - nn.functional.avg_pool2d(gray, 9, 1, 4)).square()
+    detail = (gray - nn.functional.avg_pool2d(gray, 9, 1, 4, count_include_pad=False)).square()
     energy = nn.functional.avg_pool2d(detail, (height, width), 1)[0, 0]
     top, left = divmod(int(energy.argmax()), energy.shape[1])
     return slice(top, top + height), slice(left, left + width)
@@ -125,8 +127,8 @@ def _most_detailed(hr: Tensor, side: int) -> tuple[slice, slice]:
 def _cell_picture(image: Tensor, label: str, zoom: int) -> NDArray[np.uint8]:
     picture = (image[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     large = Image.fromarray(picture.repeat(zoom, 0).repeat(zoom, 1))
-    canvas = Image.new("RGB", (large.width + 4, large.height + 20), "white")
-    canvas.paste(large, (2, 18))
+    canvas = Image.new("RGB", (large.width + 4, large.height + 36), "white")
+    canvas.paste(large, (2, 34))
     ImageDraw.Draw(canvas).text((3, 2), label, fill="black", font=ImageFont.load_default(12))
     return np.asarray(canvas)
 

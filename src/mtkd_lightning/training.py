@@ -95,8 +95,8 @@ def train(
             loop.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's way to end on Ctrl-C and on SIGTERM
             raise MTKDError(
-                f"{label} was interrupted at step {loop.global_step} of {recipe.steps}; the same command goes on from the "
-                f"last checkpoint (one each {recipe.checkpoint_every} steps)"
+                f"{label} was interrupted at step {loop.global_step} of {recipe.steps}; the same command goes on from "
+                f"the last checkpoint (one each {recipe.checkpoint_every} steps)"
             ) from None
         (metrics,) = loop.validate(module, data, verbose=False)
     return {

@@ -38,8 +38,8 @@ class DCTSwin(SwinTrunk):
         features: width of the upsampler.
         orthonormal: use the orthonormal cosine transform.
         mask: part frequencies by the transformed region picture, as the release does.
-        mean_skip: add the output to a mean of the members. It starts at the plain mean, for the last convolution starts at
-            zero and the members' shares, which are learned and sum to 1, start equal.
+        mean_skip: add the output to a mean of the members. It starts at the plain mean: the last convolution starts
+            at zero, and the members' shares, which are learned and sum to 1, start equal.
     """
 
     def __init__(
