@@ -43,7 +43,6 @@ def test_what_is_saved_is_found(path, weights):
     assert found.record["config"] == CONFIG
     assert (found.record["steps"], found.record["metrics"]) == (5, {"val/psnr": 30.0})
     assert found.record["versions"]["torch"] == torch.__version__
-    assert found.record["device"]
     assert sorted(file.name for file in path.parent.iterdir()) == ["net.json", "net.safetensors"]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 FOLDERS = ("data=folders", "data.validation_pictures=1")
+NO_BENCHMARKS = "stages=[teachers,aggregation,distillation]"
 
 
 @pytest.fixture
@@ -58,8 +59,13 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("training.distillation.steps=0", "steps=0 in a recipe: it must be a whole number above 0"),
         ("training.distillation.ema_decay=1", "ema_decay=1 in a recipe: it must lie in [0, 1)"),
         ("aggregator.num_heads=[3]", "num_heads must divide it"),
-        ("trainer.precision=7", "Precision 7 is invalid. Allowed precision values"),
-        ("trainer.accelerator=abacus", "invalid accelerator name"),
+        ("trainer.precision=7", "trainer.precision=7: allowed are 32-true, bf16-mixed, 16-mixed"),
+        ("trainer.devices=2", "a run takes one device"),
+        ("+trainer.max_steps=3", "trainer has no key 'max_steps'"),
+        ("num_workers=-1", "num_workers=-1: it must be a whole number"),
+        ("seed=abc", "seed='abc': it must be a whole number"),
+        ("training.teachers.init_from=a.pth", "teacher.members.<name>.weights="),
+        ("trainer.accelerator=abacus", "trainer.accelerator='abacus': allowed are auto, cpu, gpu"),
         ("method.response.wavelet=hare", "no wavelet 'hare'"),
         ("~teacher.members.swinir ~teacher.members.edsr", "an ensemble needs at least one member"),
         ("teacher.members.edsr.weights=missing.pth", "missing.pth: there is no such file"),
@@ -91,7 +97,7 @@ def test_missing_data(refused, overrides, expected):
 def test_a_folder_without_pictures(refused, tmp_path):
     (tmp_path / "root/train").mkdir(parents=True)
     (tmp_path / "root/train/notes.txt").write_text("no picture")
-    written = refused(*FOLDERS, "data.root=root")
+    written = refused(*FOLDERS, "data.root=root", NO_BENCHMARKS)
     assert "root/train" in written
     assert ".png" in written
 
@@ -99,18 +105,18 @@ def test_a_folder_without_pictures(refused, tmp_path):
 def test_a_truncated_picture(refused, photographs):
     broken = photographs / "train/1.png"
     broken.write_bytes(broken.read_bytes()[:400])
-    assert "train/1.png" in refused(*FOLDERS, f"data.root={photographs}")
+    assert "train/1.png" in refused(*FOLDERS, NO_BENCHMARKS, f"data.root={photographs}")
 
 
 def test_a_picture_smaller_than_the_patch(refused, photographs):
-    written = refused(*FOLDERS, f"data.root={photographs}", "training.teachers.lr_patch=31")
+    written = refused(*FOLDERS, NO_BENCHMARKS, f"data.root={photographs}", "training.teachers.lr_patch=31")
     assert "lr_patch is 31" in written
     assert "30x42" in written
 
 
 def test_hr_that_is_no_multiple_of_the_scale(refused, photographs, picture):
     Image.fromarray(picture[:59]).save(photographs / "train/0.png")
-    written = refused(*FOLDERS, f"data.root={photographs}", "+data.strict_size=true")
+    written = refused(*FOLDERS, NO_BENCHMARKS, f"data.root={photographs}", "data.strict_size=true")
     assert "59x84" in written
 
 
@@ -119,14 +125,34 @@ def test_a_pair_of_sizes_that_do_not_belong_together(refused, tmp_path, picture)
         (tmp_path / "root/train" / kind).mkdir(parents=True)
         for i in range(2):
             Image.fromarray(image).save(tmp_path / "root/train" / kind / f"{i}.png")
-    written = refused(*FOLDERS, "data.root=root")
+    written = refused(*FOLDERS, NO_BENCHMARKS, "data.root=root")
     assert "30x28" in written
     assert "30x42" in written
 
 
-def test_nothing_to_evaluate_on(refused, photographs, copy):
-    written = refused("data=folders", "data.validation_pictures=1", f"data.root={photographs}", cwd=copy)
-    assert "made by another configuration" in written  # the data are part of what made the teachers
+def test_nothing_to_evaluate_on(refused, photographs, tmp_path):
+    written = refused(*FOLDERS, f"data.root={photographs}")
+    assert "there is no benchmark to evaluate on" in written
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_picture_too_small_to_be_scored(refused, photographs, picture):
+    for i in range(3):
+        Image.fromarray(picture[:14]).save(photographs / f"train/{i}.png")
+    written = refused(*FOLDERS, f"data.root={photographs}", "stages=[teachers]", "training.teachers.lr_patch=4")
+    assert "has a side of 14 pixels; scoring needs 15" in written
+
+
+def test_remake_touches_nothing_that_is_not_asked_for(refused, copy):
+    before = {path: path.read_bytes() for path in (copy / "weights").iterdir()}
+    written = refused("training.teachers.steps=9", "existing=remake", "stages=[aggregation]", cwd=copy)
+    assert "tiny_edsr_x2.safetensors was made by another configuration" in written
+    assert before == {path: path.read_bytes() for path in (copy / "weights").iterdir()}
+
+
+def test_a_wavelet_too_deep_for_the_patch(refused, tmp_path):
+    assert "9 levels of haar need 512x512" in refused("method.response.levels=9")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_weights_of_another_network(refused, finished):
@@ -134,6 +160,24 @@ def test_weights_of_another_network(refused, finished):
     written = refused(f"teacher.members.edsr.weights={weights}")
     assert "holds the weights of another network than this EDSR" in written
     assert "missing body.0.conv1.weight (4, 4, 3, 3)" in written
+
+
+def test_published_weights_with_derived_tensors_fit(finished, tmp_path, job):
+    """BasicSR's SwinIR files hold masks and indices beside the weights."""
+    import torch
+
+    tensors = {
+        name: torch.from_numpy(x) for name, x in load_file(finished / "weights/tiny_swinir_x2.safetensors").items()
+    }
+    block = "layers.0.residual_group.blocks.1."
+    tensors |= {
+        f"{block}attn_mask": torch.zeros(4, 64, 64),
+        f"{block}attn.relative_position_index": torch.zeros(64, 64),
+    }
+    torch.save({"params": tensors}, tmp_path / "SwinIR.pth")
+    result = job(tmp_path, "teacher.members.swinir.weights=SwinIR.pth", "stages=[teachers]")
+    assert result.returncode == 0, result.stdout
+    assert [path.name for path in (tmp_path / "weights").glob("*.safetensors")] == ["tiny_edsr_x2.safetensors"]
 
 
 def test_weights_of_another_scale(refused, finished):

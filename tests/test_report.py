@@ -109,7 +109,7 @@ def test_crops_have_a_row_per_picture_and_a_column_per_network(benchmarks, tmp_p
     image = drawn(path)
     height, width = 16 * 2 + 36, 16 * 2 + 4
     assert image.shape == (3 * height, 3 * width, 3)
-    cells = image.reshape(3, height, 3, width, 3).swapaxes(1, 2)[:, :, 18:-2, 2:-2]
+    cells = image.reshape(3, height, 3, width, 3).swapaxes(1, 2)[:, :, 34:-2, 2:-2]
     assert (cells[:, 0] == cells[:, 1]).all()
     _, hr, _ = benchmarks["first"][0]
     region = _most_detailed(torch.tensor(hr).permute(2, 0, 1)[None] / 255, 16)
@@ -128,8 +128,8 @@ def test_crops_take_each_benchmark_in_turn(benchmarks, tmp_path):
 def test_a_picture_smaller_than_the_region_is_shown_whole(benchmarks, tmp_path):
     write_crops({}, benchmarks, 2, CPU, tmp_path / "crops.png", side=64, zoom=1)
     image = drawn(tmp_path / "crops.png")
-    assert image.shape == (60 + 40 + 40 + 3 * 20, 64 + 4, 3)
-    assert not image[140:, 54:].any()  # beside the last row, which is narrower
+    assert image.shape == (60 + 40 + 40 + 3 * 36, 64 + 4, 3)
+    assert not image[-76:, 54:].any()  # beside the last row, which is narrower
 
 
 def test_crops_show_networks_as_they_are_evaluated(benchmarks, tmp_path):
@@ -140,7 +140,7 @@ def test_crops_show_networks_as_they_are_evaluated(benchmarks, tmp_path):
             return torch.full((1, 3, 2 * lr.shape[-2], 2 * lr.shape[-1]), 0.0 if self.training else 1.0)
 
     write_crops({"net": Net()}, benchmarks, 2, CPU, tmp_path / "crops.png", side=16, zoom=1)
-    assert (drawn(tmp_path / "crops.png")[18:34, 2:18] == 255).all()
+    assert (drawn(tmp_path / "crops.png")[34:50, 2:18] == 255).all()
 
 
 @pytest.mark.gpu

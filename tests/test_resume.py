@@ -45,6 +45,21 @@ def test_killed_in_every_stage_ends_with_the_same_weights(job, killed_job, tmp_p
             assert values.tobytes() == theirs[name].tobytes(), (stem, name)
 
 
+def test_resumed_behind_its_last_step_it_keeps_the_average(job, killed_job, tmp_path, uninterrupted):
+    """A checkpoint of the last step is there while the last validation runs."""
+    overrides = [*OVERRIDES, "training.teachers.checkpoint_every=40", "stages=[teachers]"]
+    killed_job(tmp_path, *overrides, when=tmp_path / "runs" / STEMS[0] / "last.ckpt")
+    if (tmp_path / "weights" / f"{STEMS[0]}.safetensors").exists():
+        pytest.skip("it was finished before it could be killed")
+
+    result = job(tmp_path, *overrides)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "going on from" in result.stdout
+    ours, theirs = (load_file(root / "weights" / f"{STEMS[0]}.safetensors") for root in (tmp_path, uninterrupted))
+    assert all(values.tobytes() == theirs[name].tobytes() for name, values in ours.items())
+
+
 def test_the_clock_runs_over_all_sittings(uninterrupted):
     record = json.loads((uninterrupted / "weights" / "tiny.json").read_text())
     assert record["steps"] == 40

@@ -59,8 +59,12 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], **record: Any) -> Artifact:
-    """Write weights, then their sidecar, each to a temporary name that is renamed when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write weights, then their sidecar, each to a temporary name that is renamed when complete.
+
+    Raises:
+        MTKDError: a weight is not finite, or the disk is full.
+    """
+    refuse_broken(tensors, path)
     contiguous = {name: x.detach().to("cpu").contiguous() for name, x in tensors.items()}
     with replacing(path) as temporary:
         save_file(contiguous, temporary)
@@ -102,6 +106,17 @@ def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any
     )
 
 
+def refuse_broken(tensors: Mapping[str, Tensor], what: object) -> None:
+    """Raise MTKDError if a weight is infinite or no number."""
+    broken = [name for name, x in tensors.items() if not torch.isfinite(x).all()]
+    if broken:
+        raise MTKDError(
+            f"{len(broken)} weights for {what} are not finite, {broken[0]} first; they were not written, the last "
+            "checkpoint is kept. Lower the recipe's learning_rate, give it a warm-up (scheduler.warmup), or use "
+            "trainer.precision=32-true; a changed recipe starts anew."
+        )
+
+
 def put_aside(path: Path) -> None:
     """Rename an artefact to ``*.old.*``, replacing what was put aside before."""
     for file in (path, path.with_suffix(".json")):
@@ -116,13 +131,16 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], source: object)
         MTKDError: tensors are missing, unexpected or misshapen, with the list.
     """
     own = network.state_dict()
-    problems = [f"missing {name} {tuple(own[name].shape)}" for name in own.keys() - tensors.keys()]
-    problems += [f"unexpected {name} {tuple(tensors[name].shape)}" for name in tensors.keys() - own.keys()]
-    problems += [
+    misshapen = {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape}
+    problems = [
         f"{name} is {tuple(tensors[name].shape)} in the file and {tuple(own[name].shape)} in the network"
-        for name in own.keys() & tensors.keys()
-        if own[name].shape != tensors[name].shape
+        for name in misshapen
     ]
+    # Asking the network itself, which knows what published files of its kind hold beside the weights.
+    fitting = {name: x for name, x in tensors.items() if name not in misshapen}
+    missing, unexpected = network.load_state_dict(fitting, strict=False)
+    problems += [f"missing {name} {tuple(own[name].shape)}" for name in missing if name not in misshapen]
+    problems += [f"unexpected {name} {tuple(tensors[name].shape)}" for name in unexpected]
     if problems:
         shown = "\n".join(f"  {line}" for line in sorted(problems)[:12])
         more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
@@ -130,7 +148,6 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], source: object)
             f"{source} holds the weights of another network than this {type(network).__name__}:\n{shown}{more}\n"
             "Check the network's size and the scale against the file."
         )
-    network.load_state_dict(dict(tensors))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -159,13 +176,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Code and machine: git revision, versions, device."""
+    """What the code was: git revision and versions."""
     return {
         "git": _git(),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _PACKAGES}},
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"cpu, {torch.get_num_threads()} threads",
     }
 
 

@@ -40,7 +40,7 @@ def check(config: DictConfig) -> None:
     _refuse_unknown("training", config.training, {"teachers", "aggregation", "distillation"})
     _refuse_unknown("teacher", config.teacher, {"name", "members"})
     for name, member in config.teacher.members.items():
-        _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights"})
+        _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights", "seed"})
         if "backbone" not in member:
             raise MTKDError(
                 f"teacher.members.{name} has no backbone: add one with +backbone@teacher.members.{name}.backbone=..., "
@@ -48,6 +48,23 @@ def check(config: DictConfig) -> None:
             )
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("existing", config.existing, ("stop", "remake"))
+    _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))
+    _refuse_value("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
+    _refuse_value("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
+    if config.trainer.devices != 1:
+        raise MTKDError(
+            f"trainer.devices={config.trainer.devices}: a run takes one device; start other seeds or experiments "
+            "beside it, each with its CUDA_VISIBLE_DEVICES"
+        )
+    for key in ("seed", "num_workers"):
+        if not isinstance(config[key], int) or config[key] < 0:
+            raise MTKDError(f"{key}={config[key]!r}: it must be a whole number from 0 up")
+    for stage in ("teachers", "aggregation"):
+        if config.training[stage].init_from is not None:
+            raise MTKDError(
+                f"training.{stage}.init_from: only the student starts from a file; for a teacher that is "
+                "finished say teacher.members.<name>.weights=..."
+            )
     if not isinstance(config.stages, ListConfig) or not config.stages:
         raise MTKDError(f"stages={config.stages!r}: it must be a list such as stages=[aggregation]")
     for stage in config.stages:

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from mtkd_lightning import artifacts
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import Protocol
@@ -68,25 +69,16 @@ class SRModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the last good checkpoint: never replace it by one with a broken weight."""
-        broken = [name for name, x in checkpoint["state_dict"].items() if not torch.isfinite(x).all()]
-        if broken:
-            raise MTKDError(
-                f"{len(broken)} weights are not finite after step {self.global_step}, {broken[0]} first; "
-                f"the checkpoint before it is kept. {REMEDY}"
-            )
+        artifacts.refuse_broken(checkpoint["state_dict"], f"the checkpoint of step {self.global_step}")
 
     def _refuse_nan(self, terms: dict[str, Tensor], batch: SRBatch) -> None:
         values = {name: term.item() for name, term in terms.items()}
         if not all(map(_is_finite, values.values())):
             raise MTKDError(
-                f"the loss is not finite at step {self.global_step}: {values}, on {sorted(set(batch.name))}. {REMEDY}"
+                f"the loss is not finite at step {self.global_step}: {values}, on {sorted(set(batch.name))}. Lower the "
+                "recipe's learning_rate, give it a warm-up (scheduler.warmup), or use trainer.precision=32-true; a "
+                "changed recipe starts anew."
             )
-
-
-REMEDY = (
-    "Lower the recipe's learning_rate, give it a warm-up (scheduler.warmup), or use trainer.precision=32-true; "
-    "the same command then goes on from the last checkpoint, a changed recipe starts anew."
-)
 
 
 def _is_finite(value: float) -> bool:

@@ -4,7 +4,8 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from mtkd_lightning.evaluation import Bicubic, evaluate
 from mtkd_lightning.files import file_sha256, replacing
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.methods.scratch import Scratch
+from mtkd_lightning.metrics.functional import SSIM_SIDE
 from mtkd_lightning.recipe import Recipe
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, Teacher
-from mtkd_lightning.training import CHECKPOINT, resumable, train
+from mtkd_lightning.training import CHECKPOINT, device_name, resumable, train
+from mtkd_lightning.typing import SRBatch
 
 log = logging.getLogger(__name__)
 
@@ -47,21 +50,34 @@ class Pipeline:
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.scale: int = config.scale
-        self.weights, self.runs = Path(config.paths.weights), Path(config.paths.runs)
+        self.weights, self.runs = (Path(config.paths[key]).expanduser() for key in ("weights", "runs"))
         self.recipes: dict[str, Recipe] = {stage: build(node) for stage, node in config.training.items()}
         self.pictures: Pictures = build(config.data)
-        self.needs_teacher: bool = getattr(get_class(config.method._target_), "needs_teacher", True)
-        self.has_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+        gpu = config.trainer.accelerator == "gpu" or (
+            config.trainer.accelerator == "auto" and torch.cuda.is_available()
+        )
+        self.device = torch.device("cuda" if gpu else "cpu")
+        # Lightning's own "auto" would take an Apple GPU, which has no float64 for the metrics.
+        self.trainer = partial(build, config.trainer, accelerator="gpu" if gpu else "cpu")
+        self.needs_teacher: bool = getattr(_class(config.method._target_), "needs_teacher", True)
+        self._try()
+
+    def _try(self) -> None:
+        """Build everything, networks on shapes alone, and try the losses, so that what cannot work ends here."""
+        self.trainer(logger=False)
+        if {"evaluation", "report"} & set(self.config.stages):
+            self._benchmarks()
         with torch.device("meta"):
             ensemble = Ensemble({name: Teacher(self._network(name)) for name in self._members()}, self._merger())
-            self._method(build(config.student), Teacher(ensemble))
-        build(config.trainer, logger=False)
+            self._method(build(self.config.student), Teacher(ensemble))
+        patch, enlarge = self.recipes["distillation"].lr_patch, nn.Upsample(scale_factor=self.scale)
+        lr = torch.zeros(1, 3, patch, patch)
+        self._method(enlarge, Teacher(enlarge))(SRBatch(lr, enlarge(lr), [""]))
         for name in self._members():
-            if config.teacher.members[name].get("weights"):
+            if self.config.teacher.members[name].get("weights"):
                 _load(self._network(name), self._member(name))
-        for recipe in self.recipes.values():
-            if recipe.init_from is not None:
-                artifacts.read_weights(Path(recipe.init_from))
+        if (given := self.recipes["distillation"].init_from) is not None:
+            artifacts.load_into(build(self.config.student), artifacts.read_weights(Path(given)), given)
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""
@@ -86,30 +102,40 @@ class Pipeline:
 
     def evaluation(self) -> None:
         """Score bicubic, every member, their mean, the aggregator and the student on the benchmarks."""
-        path = self.folder / "metrics.json"
-        what = {
+        if self._metrics() is not None:
+            log.info("evaluation: %s is there.", self.folder / "metrics.json")
+            return
+        metrics = evaluate(self._networks(), self._benchmarks(), self.scale, self.device)
+        with replacing(self.folder / "metrics.json") as temporary:
+            temporary.write_text(json.dumps({"of": self._evaluated(), **metrics}, indent=1) + "\n")
+
+    def report(self) -> None:
+        """Write the table and the crops, and show the table."""
+        metrics = self._metrics()
+        if metrics is None:
+            raise MTKDError(
+                f"there is no {self.folder / 'metrics.json'} of these networks; add evaluation to stages=[...]"
+            )
+        table = report.write_tables(metrics, self.folder, self.config.name, self.pictures.note)
+        networks = {name: net for name, net in self._networks().items() if name != MEAN}
+        crops = self.folder / "crops.png"
+        report.write_crops(networks, self._benchmarks(), self.scale, self.device, crops)
+        log.info("\n%s\nTable: %s and results.csv; crops: %s", table, self.folder / "results.md", crops)
+
+    def _metrics(self) -> dict[str, Any] | None:
+        """What the evaluation of exactly these networks and pictures left, if it is there."""
+        try:
+            metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return metrics if metrics.get("of") == self._evaluated() else None
+
+    def _evaluated(self) -> dict[str, Any]:
+        return {
             "student": self._student().sha256,
             "teacher": self._teacher_config() if self.needs_teacher else None,
             "benchmarks": {name: pairs.manifest_hash() for name, pairs in self._benchmarks().items()},
         }
-        if path.exists() and json.loads(path.read_text())["of"] == what:
-            log.info("evaluation: %s is there.", path)
-            return
-        metrics = evaluate(self._networks(), self._benchmarks(), self.scale, self._device())
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"of": what, **metrics}, indent=1) + "\n")
-
-    def report(self) -> None:
-        """Write the table and the crops, and show the table."""
-        path = self.folder / "metrics.json"
-        if not path.exists():
-            raise MTKDError(f"stage report needs {path}; add evaluation to stages=[...]")
-        metrics = json.loads(path.read_text())
-        table = report.write_tables(metrics, self.folder, self.config.name, self.pictures.note)
-        networks = {name: net for name, net in self._networks().items() if name != MEAN}
-        crops = self.folder / "crops.png"
-        report.write_crops(networks, self._benchmarks(), self.scale, self._device(), crops)
-        log.info("\n%s\nTable: %s and results.csv; crops: %s", table, self.folder / "results.md", crops)
 
     @property
     def folder(self) -> Path:
@@ -117,23 +143,23 @@ class Pipeline:
         return self.runs / str(self.config.name)
 
     def _introduce(self) -> None:
-        log.info("%s on %s. %s", self.config.name, self._device(), self.pictures.note)
+        log.info("%s on %s. %s", self.config.name, device_name(self.device), self.pictures.note)
         sets = {"train": self.pictures.train, "validation": self.pictures.validation, **self.pictures.benchmarks}
         for name, pairs in sets.items():
             names = [pair.name for pair in pairs.pairs]
             log.info("  %s: %s", name, ", ".join(names) if len(names) <= 8 else f"{len(names)} pictures")
-        for pairs in sets.values():
-            pairs.prepare()
         for stage in self.recipes.keys() & set(self.config.stages):
             recipe = self.recipes[stage]
             TrainingBatches(
                 self.pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed
-            ).prepare()
-        with replacing(self.folder / "config.yaml") as temporary:
-            temporary.write_text(OmegaConf.to_yaml(self.config, resolve=True))
-
-    def _device(self) -> torch.device:
-        return torch.device("cuda" if self.has_gpu else "cpu")
+            ).prepare(_say_progress)
+        for pairs in (self.pictures.validation, *self.pictures.benchmarks.values()):
+            smallest = min(min(size) for size in pairs.prepare(_say_progress)) * self.scale
+            if smallest < (needed := SSIM_SIDE + 2 * self.scale):
+                raise MTKDError(
+                    f"a picture of {pairs.pairs[0].hr.parent} has a side of {smallest} pixels; scoring needs {needed} "
+                    f"({SSIM_SIDE} for SSIM, {self.scale} for the border on each side): remove it"
+                )
 
     def _benchmarks(self) -> dict[str, PairedImages]:
         if not self.pictures.benchmarks:
@@ -167,15 +193,16 @@ class Pipeline:
     def _member(self, name: str, make: bool = False) -> Artifact:
         node = self.config.teacher.members[name]
         if given := node.get("weights"):
-            if not Path(given).is_file():
+            if not Path(given).expanduser().is_file():
                 raise MTKDError(f"teacher.members.{name}.weights={given}: there is no such file")
-            return Artifact(Path(given), {"sha256": file_sha256(Path(given))})
+            return _given(Path(given).expanduser())
         return self._artifact(
             f"{self.config.teacher.name}_{name}_x{self.scale}",
             "teachers",
             {"network": plain(node.backbone)},
             lambda: Scratch(self._network(name)),
             make,
+            seed=node.get("seed"),
         )
 
     def _aggregator(self, make: bool = False) -> Artifact | None:
@@ -203,30 +230,39 @@ class Pipeline:
         )
 
     def _artifact(
-        self, stem: str, stage: str, config: dict[str, Any], method: Callable[[], Method], make: bool
+        self,
+        stem: str,
+        stage: str,
+        config: dict[str, Any],
+        method: Callable[[], Method],
+        make: bool,
+        seed: int | None = None,
     ) -> Artifact:
         recipe = self.recipes[stage]
+        if seed is not None:
+            recipe = replace(recipe, seed=seed)
         config = {
             "stage": stage,
             "scale": self.scale,
             **config,
-            "recipe": plain(self.config.training[stage]),
+            "recipe": {**plain(self.config.training[stage]), "seed": recipe.seed},
             "init_sha256": recipe.init_from and file_sha256(Path(recipe.init_from)),
             "data": self.pictures.train.manifest_hash(),
             "precision": self.config.trainer.precision,
+            "gradient_clip_val": self.config.trainer.gradient_clip_val,
         }
         path = self.weights / f"{stem}.safetensors"
-        found: Artifact | None = self._asked(artifacts.find, path, config, remake=artifacts.put_aside)
-        if found is not None:
-            if make:
-                log.info("%s: %s is there.", stage, path)
-            return found
         if not make:
-            raise MTKDError(f"{path} is not there yet; add {stage} to stages=[...] to make it")
+            if (found := artifacts.find(path, config)) is None:
+                raise MTKDError(f"{path} is not there yet; add {stage} to stages=[...] to make it")
+            return found
         with _exclusive(self.runs / stem):
-            if (found := artifacts.find(path, config)) is not None:  # another run made it meanwhile
+            if (found := self._asked(artifacts.find, path, config, remake=artifacts.put_aside)) is not None:
+                log.info("%s: %s is there.", stage, path)
                 return found
             log.info("%s: training %s for %d steps.", stage, stem, recipe.steps)
+            with replacing(self.runs / stem / "config.yaml") as temporary:
+                temporary.write_text(OmegaConf.to_yaml(self.config, resolve=True))
             seed_everything(recipe.seed, verbose=False)
             trained = method()
             if recipe.init_from is not None:
@@ -236,7 +272,7 @@ class Pipeline:
                 trained,
                 recipe,
                 self.pictures,
-                trainer=partial(build, self.config.trainer),
+                trainer=self.trainer,
                 run=self.runs / stem,
                 checkpoint=self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint),
                 config=config,
@@ -301,6 +337,23 @@ class Pipeline:
 MEAN = "mean of the teachers"
 
 
+@cache
+def _given(path: Path) -> Artifact:
+    return Artifact(path, {"sha256": file_sha256(path)})
+
+
+def _class(target: str) -> type:
+    try:
+        return get_class(target)
+    except Exception as error:
+        raise MTKDError(f"method._target_={target} is no class that can be imported: {error}") from error
+
+
+def _say_progress(done: int, total: int) -> None:
+    if total > 50 and done % 50 == 0:
+        log.info("  decoded %d of %d pictures", done, total)
+
+
 def _delete_checkpoint(run: Path) -> None:
     (run / CHECKPOINT).unlink(missing_ok=True)
 
@@ -326,6 +379,8 @@ def _exclusive(run: Path) -> Iterator[None]:
         log.info("Another run is training %s; waiting for it.", run.name)
         lock.acquire()
     try:
+        for left_by_a_killed_run in run.glob(".*.tmp"):
+            left_by_a_killed_run.unlink()
         yield
     finally:
         lock.release()

@@ -98,6 +98,8 @@ def train(
                 f"{label} was interrupted at step {loop.global_step} of {recipe.steps}; the same command goes on from "
                 f"the last checkpoint (one each {recipe.checkpoint_every} steps)"
             ) from None
+        if loop.global_step != recipe.steps:
+            raise MTKDError(f"{label} ended at step {loop.global_step} of {recipe.steps}; a callback stopped it")
         (metrics,) = loop.validate(module, data, verbose=False)
     return {
         "steps": recipe.steps,
@@ -105,6 +107,7 @@ def train(
         "seed": recipe.seed,
         "metrics": {key: round(value, 4) for key, value in metrics.items()},
         "protocol": str(protocol),
+        "device": device_name(loop.strategy.root_device),
     }
 
 
@@ -124,6 +127,13 @@ def resumable(run: Path, config: dict[str, Any]) -> Path | None:
         raise MTKDError(f"{checkpoint} cannot be read ({error}); delete it to start that training anew") from error
     artifacts.refuse_other(checkpoint, made_by["config"], config, made_by["config_hash"])
     return checkpoint
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called in records."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 CHECKPOINT = "last.ckpt"

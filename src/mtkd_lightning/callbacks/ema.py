@@ -50,8 +50,8 @@ class EMA(Callback):
         _copy(self._live, pl_module)
         self._live = {}
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the student: it is the result."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the student: it is the result, also of a run resumed behind its last step."""
         _copy(self.average, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

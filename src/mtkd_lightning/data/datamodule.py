@@ -37,7 +37,7 @@ class SRDataModule(LightningDataModule):
             batch_size=None,
             sampler=StepSampler(self.trainer.global_step, self.recipe.steps),
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 
     def val_dataloader(self) -> "DataLoader[Any]":

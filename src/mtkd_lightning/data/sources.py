@@ -103,7 +103,9 @@ def folders(
     )
 
 
-def div2k(root: str | Path, scale: int, cache: str | Path, validation_pictures: int = 10) -> Pictures:
+def div2k(
+    root: str | Path, scale: int, cache: str | Path, validation_pictures: int = 10, strict_size: bool = False
+) -> Pictures:
     """Take DIV2K as its archives unpack: all of train, the first of valid; `benchmarks` as in `folders`.
 
     The LR pictures of a scale are used where they are there and made, bicubic, where not.
@@ -127,9 +129,9 @@ def div2k(root: str | Path, scale: int, cache: str | Path, validation_pictures: 
 
     train, validation = pairs("train"), pairs("valid")[:validation_pictures]
     return Pictures(
-        train=PairedImages(train, scale, store),
-        validation=PairedImages(validation, scale, store),
-        benchmarks=_benchmarks(root, scale, store, strict_size=False),
+        train=PairedImages(train, scale, store, strict_size=strict_size),
+        validation=PairedImages(validation, scale, store, strict_size=strict_size),
+        benchmarks=_benchmarks(root, scale, store, strict_size=strict_size),
         note=f"DIV2K (academic use): {len(train)} training, the first {len(validation)} validation pictures.",
     )
 

@@ -24,10 +24,13 @@ def flops(network: nn.Module, height: int, width: int) -> int:
     Counted on shapes alone, so that large networks cost nothing; only a network that looks at values, or
     holds tensors that are no parameters or buffers, is run, on its own device. The network is not changed.
     """
+    weight = next(network.parameters(), torch.empty(0))
     try:
-        return _count(_on_meta(network), height, width)
+        return _count(_on_meta(network), torch.zeros(1, 3, height, width, dtype=weight.dtype, device="meta"))
     except (RuntimeError, TypeError):
-        return _count(copy.deepcopy(network), height, width)
+        return _count(
+            copy.deepcopy(network), torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
+        )
 
 
 def seconds_per_megapixel(network: nn.Module, lr: Tensor, repeats: int = 3) -> float:
@@ -68,14 +71,12 @@ def _on_meta(network: nn.Module) -> nn.Module:
         swapped[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
     for buffer in network.buffers():
         swapped[id(buffer)] = buffer.to("meta")
-    # Tensors found in the memo are taken as copied already, so that no weight is.
-    return copy.deepcopy(network, swapped)
+    # Tensors found in the memo are taken as copied already, so that no weight is. An ensemble's members follow it.
+    return copy.deepcopy(network, swapped).to("meta")
 
 
 @torch.no_grad()
-def _count(network: nn.Module, height: int, width: int) -> int:
-    weight = next(network.parameters(), torch.empty(0))
-    lr = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
+def _count(network: nn.Module, lr: Tensor) -> int:
     # The fused attention of CPUs is one operator that the counter does not know: it would count as nothing.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network.eval()(lr)

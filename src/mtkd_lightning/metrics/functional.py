@@ -13,7 +13,10 @@ from torch import Tensor
 
 from mtkd_lightning.errors import MTKDError
 
-_RADIUS = 5
+SSIM_SIDE = 11
+"""Side of SSIM's window: no smaller picture can be scored."""
+
+_RADIUS = SSIM_SIDE // 2
 _BELL = [exp(-(offset**2) / (2 * 1.5**2)) for offset in range(-_RADIUS, _RADIUS + 1)]
 _WINDOW = [value / sum(_BELL) for value in _BELL]
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

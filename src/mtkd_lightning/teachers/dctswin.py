@@ -81,11 +81,10 @@ class DCTSwin(SwinTrunk):
         """Members' images (b, members, 3, H, W) in 0..1, of any size, to one (b, 3, H, W); not clamped."""
         if images.shape[1] != self.members:
             raise MTKDError(f"DCTSwin is for the images of {self.members} members, not {images.shape[1]}")
-        raw = self.raw(images)
         if not self.mean_skip:
-            return self.mean_shift.restore(raw)
+            return self.mean_shift.restore(self.raw(images))
         beyond_mean = (self.shares - self.shares.mean()).view(1, -1, 1, 1, 1)
-        return images.mean(1) + (beyond_mean * images).sum(1) + raw
+        return images.mean(1) + (beyond_mean * images).sum(1) + self.raw(images)
 
     def raw(self, images: Tensor) -> Tensor:
         """The network alone, (b, members, 3, H, W) to (b, 3, H, W); as released, 0..255 less the mean colour."""
