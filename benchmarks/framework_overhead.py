@@ -4,7 +4,7 @@ Both do the same work on the same batches: the same student, method (MTKD with i
 schedule and moving average. They take turns, several times; the medians of their seconds a step and the ratio are
 printed and written to ``framework_overhead.json``.
 
-    python benchmarks/framework_overhead.py [repeats] [steps]
+    python benchmarks/framework_overhead.py [repeats steps]
 """
 
 import json

@@ -2,4 +2,4 @@
 
 
 class MTKDError(Exception):
-    """Bad input: the message says what was got, what is allowed and what to do; verbs print it alone."""
+    """Bad input: the message says what was got, what is allowed and what to do; commands print it alone."""

@@ -14,7 +14,7 @@ class Recipe:
 
     Attributes:
         steps: optimiser updates.
-        batch_size: patches in an update, over all devices.
+        batch_size: patches in an update.
         lr_patch: side of a square LR patch in pixels; the HR patch is ``scale`` times that.
         learning_rate: the optimiser's base step size.
         optimizer: ``(parameters, lr=...) -> torch.optim.Optimizer``.

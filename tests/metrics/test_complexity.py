@@ -7,6 +7,8 @@ from torch import nn
 
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.metrics.complexity import flops, parameters, seconds_per_megapixel
+from mtkd_lightning.teachers.aggregators import Mean
+from mtkd_lightning.teachers.teacher import Ensemble, Teacher
 
 
 class Convolutional(nn.Module):
@@ -164,3 +166,13 @@ def test_seconds_wait_for_the_device():
         torch.cuda.synchronize()
     expected = start.elapsed_time(stop) / 1e3 / (4 * 512 * 512 / 1e6)
     assert seconds_per_megapixel(network, lr) > 0.5 * expected
+
+
+def test_an_ensemble_costs_what_its_members_cost():
+    """Members are no children of the ensemble, and its mean has no parameters that would tell the device."""
+    members = [
+        nn.Sequential(nn.Conv2d(3, 12 * k, 3, padding=1), nn.Conv2d(12 * k, 12, 1), nn.PixelShuffle(2)) for k in (1, 2)
+    ]
+    ensemble = Ensemble({str(k): Teacher(net) for k, net in enumerate(members)}, Mean(2, 2))
+    assert flops(ensemble, 9, 11) == sum(flops(net, 9, 11) for net in members)
+    assert all(weight.device.type == "cpu" for net in members for weight in net.parameters())
