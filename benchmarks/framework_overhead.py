@@ -44,7 +44,7 @@ class Clock(Callback):
 
 def main() -> None:
     """Measure, print and write."""
-    repeats, steps = (int(x) for x in (sys.argv[1:] or ("7", "30")))
+    repeats, steps = (int(x) for x in (sys.argv[1:] or ("5", "50")))
     with initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         config = compose(
             "config",
