@@ -148,8 +148,8 @@ class Pipeline:
         for name, pairs in sets.items():
             names = [pair.name for pair in pairs.pairs]
             log.info("  %s: %s", name, ", ".join(names) if len(names) <= 8 else f"{len(names)} pictures")
-        for stage in self.recipes.keys() & set(self.config.stages):
-            recipe = self.recipes[stage]
+        if asked := [self.recipes[stage] for stage in self.recipes.keys() & set(self.config.stages)]:
+            recipe = max(asked, key=lambda recipe: recipe.lr_patch)
             TrainingBatches(
                 self.pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed
             ).prepare(_say_progress)
