@@ -184,7 +184,6 @@ class Pipeline:
 
     def _method(self, student: nn.Module, teacher: Teacher | None) -> Method:
         arguments = {"teacher": teacher} if self.needs_teacher else {}
-        # Not through the configuration system, which would copy what it is given.
         method: Method = build(self.config.method, student=student, **arguments)
         return method
 
