@@ -5,7 +5,9 @@ https://arxiv.org/abs/1707.02921; reference code MIT), with the tensor names of 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,21 @@ class Keep:
         if tap in self.taps:
             self.kept[tap] = x
         return x
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the tensors of a weights file say about the network that they belong to.
+
+    Attributes:
+        arguments: of the backbone's constructor, as far as the tensors tell.
+        tensors: under the names of our network, values in its ranges.
+        unknown: arguments that the tensors do not tell -> what published networks have there, for the message.
+    """
+
+    arguments: dict[str, Any]
+    tensors: dict[str, Tensor]
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 class Backbone(nn.Module, ABC):
@@ -67,6 +84,15 @@ class Backbone(nn.Module, ABC):
         Differentiable in ``deep``. ``lr`` is there for networks that add an enlarged input.
         """
 
+    @classmethod
+    def published(cls, tensors: Mapping[str, Tensor]) -> Published | None:
+        """Recognise the weights of a network of this kind by names and shapes; None for those of another kind.
+
+        Raises:
+            MTKDError: it is this kind, in a variant that is not supported.
+        """
+        return None
+
     def forward(self, lr: Tensor) -> Tensor:
         """Enlarge an image by ``scale``; not clamped."""
         return self._run(lr, Keep())
@@ -97,14 +123,19 @@ class Backbone(nn.Module, ABC):
 
 
 class MeanShift(nn.Module):
-    """The range that a network works in: DIV2K's mean removed, then multiplied by ``image_range``."""
+    """The range that a network works in: a mean colour removed, then multiplied by ``image_range``.
+
+    The mean is in the state dict only if it is not DIV2K's or came with loaded weights, which may hold one or not.
+    """
 
     mean: Tensor
 
-    def __init__(self, image_range: float) -> None:
+    def __init__(self, image_range: float, rgb_mean: Sequence[float] = RGB_MEAN) -> None:
         super().__init__()
         self.image_range = image_range
-        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        mean = torch.tensor(rgb_mean, dtype=torch.float32).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=tuple(rgb_mean) != RGB_MEAN)
+        self.register_load_state_dict_pre_hook(_bring_mean)  # type: ignore[no-untyped-call]
 
     def remove(self, image: Tensor) -> Tensor:
         """From an image in 0..1 to the network's range."""
@@ -151,6 +182,14 @@ def check_scale(network: nn.Module, scale: int) -> None:
 def uniform_taps(unit: str, count: int, channels: int) -> dict[str, int]:
     """Tap channels of a network whose features all have the same width."""
     return dict.fromkeys(["shallow", *(f"{unit}{k}" for k in range(count)), "deep"], channels)
+
+
+def _bring_mean(shift: MeanShift, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    name = f"{prefix}mean"
+    if name not in state and shift.state_dict():
+        state[name] = shift.mean
+    if name in state and state[name].shape == shift.mean.shape:
+        shift.register_buffer("mean", shift.mean)
 
 
 def _mirror_index(size: int, multiple: int, device: torch.device) -> Tensor:

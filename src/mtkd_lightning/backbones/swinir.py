@@ -8,7 +8,8 @@ only on which edges of the image it touches, so four masks, made once, serve eve
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import isqrt
 from typing import Any
 
 import torch
@@ -19,12 +20,21 @@ from mtkd_lightning.backbones.base import (
     Backbone,
     Keep,
     MeanShift,
+    Published,
     Upsample,
     check_scale,
     conv3x3,
     uniform_taps,
 )
+from mtkd_lightning.backbones.layouts import count_of, scale_of, shape_of, width_of
 from mtkd_lightning.errors import MTKDError
+
+OTHER_VARIANTS = {
+    "absolute_pos_embed": "an absolute position embedding",
+    "conv_after_body.0.weight": "three convolutions after the groups (3conv)",
+    "conv_up1.weight": "the upsampler of the real-world variant (nearest+conv)",
+}
+"""Tensors that only the variants have that are not supported."""
 
 
 class SwinTrunk(nn.Module):
@@ -139,6 +149,37 @@ class SwinIR(Backbone, SwinTrunk):
     def tap_channels(self) -> dict[str, int]:
         """All taps are ``embed_dim`` wide."""
         return uniform_taps("group", len(self.layers), self.embed_dim)
+
+    @classmethod
+    def published(cls, tensors: Mapping[str, Tensor]) -> Published | None:
+        """Files of the authors' and BasicSR's names, of any size.
+
+        Raises:
+            MTKDError: a variant other than the classical and the lightweight one.
+        """
+        blocks = "layers.{}.residual_group.blocks."
+        table = "attn.relative_position_bias_table"
+        if f"{blocks.format(0)}0.{table}" not in tensors:
+            return None
+        variants = [what for name, what in OTHER_VARIANTS.items() if name in tensors]
+        if not count_of(tensors, "upsample."):
+            variants.append("no upsampler (denoising or JPEG)")
+        if variants:
+            raise MTKDError(f"a SwinIR with {' and '.join(variants)}; supported are classical and lightweight SR")
+        embed_dim = width_of(tensors)
+        groups = [blocks.format(k) for k in range(count_of(tensors, "layers."))]
+        tables = [shape_of(tensors, f"{group}0.{table}", 2) for group in groups]
+        classical = count_of(tensors, "conv_before_upsample.") > 0
+        arguments = {
+            "scale": scale_of(tensors) if classical else isqrt(shape_of(tensors, "upsample.0.weight", 4)[0] // 3),
+            "embed_dim": embed_dim,
+            "depths": tuple(count_of(tensors, group) for group in groups),
+            "num_heads": tuple(heads for _, heads in tables),
+            "window_size": (isqrt(tables[0][0]) + 1) // 2,
+            "mlp_ratio": shape_of(tensors, f"{groups[0]}0.mlp.fc1.weight", 2)[0] / embed_dim,
+            "upsampler": "pixelshuffle" if classical else "pixelshuffledirect",
+        }
+        return Published(arguments, dict(tensors))
 
     def extract(self, lr: Tensor, keep: Keep) -> Tensor:
         """The trunk on an image without its mean colour."""
