@@ -148,52 +148,6 @@ def test_load_into_does_not_list_hundreds():
         artifacts.load_into(nn.Identity(), {str(i): torch.ones(1) for i in range(30)}, "net.pth")
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda x: x,
-        lambda x: {"params": x},
-        lambda x: {"params_ema": x},
-        lambda x: {"params": {"a": torch.zeros(1)}, "params_ema": x},
-    ],
-)
-@pytest.mark.parametrize("suffix", [".pth", ".pt"])
-def test_weights_as_basicsr_writes_them(tmp_path, weights, wrap, suffix):
-    torch.save(wrap(weights), tmp_path / f"net{suffix}")
-    read = artifacts.read_weights(tmp_path / f"net{suffix}")
-    assert read.keys() == weights.keys()
-    assert all(torch.equal(read[name], x) for name, x in weights.items())
-
-
-def test_weights_of_ours(path, weights):
-    artifacts.save(path, weights, CONFIG)
-    assert torch.equal(artifacts.read_weights(path)["a"], weights["a"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], "holds no state dict"),
-        ({"epoch": 3}, "holds no state dict"),
-        ({"params": {"a": 1.0}}, "holds no state dict"),
-        ({"params": Path("x")}, "could run code and is refused"),
-    ],
-)
-def test_weights_that_are_none(tmp_path, content, message):
-    torch.save(content, tmp_path / "net.pth")
-    with pytest.raises(MTKDError, match=message):
-        artifacts.read_weights(tmp_path / "net.pth")
-
-
-@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-def test_weights_that_are_damaged_or_absent(tmp_path, name):
-    with pytest.raises(MTKDError, match="no weights file at"):
-        artifacts.read_weights(tmp_path / name)
-    (tmp_path / name).write_bytes(b"not weights")
-    with pytest.raises(MTKDError, match="cannot be read as weights"):
-        artifacts.read_weights(tmp_path / name)
-
-
 def test_replacing(tmp_path):
     path = tmp_path / "new" / "file"
     for text in ("one", "two"):

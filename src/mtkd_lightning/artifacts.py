@@ -150,30 +150,6 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], source: object)
         )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a weights file of ours (.safetensors) or of BasicSR's kind (.pth, .pt), without running code from it."""
-    if not path.is_file():
-        raise MTKDError(f"no weights file at {path.resolve()}; check the path, or leave weights=null to train")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise MTKDError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {error}). Allowed are .safetensors, and .pth "
-            "or .pt files that hold tensors alone: other pickled content could run code and is refused."
-        ) from error
-    for key in ("params_ema", "params"):
-        if isinstance(content, dict) and key in content:
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise MTKDError(
-            f"{path} holds no state dict: a mapping of names to tensors, perhaps under params or params_ema"
-        )
-    return content
-
-
 @cache
 def provenance() -> dict[str, Any]:
     """What the code was: git revision and versions."""
