@@ -47,7 +47,7 @@ def test_without_lr(hr):
 
 def test_missing_lr_is_listed(hr, picture):
     lr = add_lr(hr, "x4")
-    with pytest.raises(MTKDError, match=r"2 of 2 pictures of .*hr have no LR .*: 0001, a/0002\. .*x3"):
+    with pytest.raises(MTKDError, match=r"2 of 2 pictures have no LR .*: 0001, a/0002\. .*x3"):
         find_pairs(hr, lr, 3)
     for i in range(20):
         write_png(hr / f"{i:02}.png", picture)

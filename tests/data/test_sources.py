@@ -7,7 +7,7 @@ from skimage.data import astronaut, immunohistochemistry
 from mtkd_lightning.data import sources
 from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.resize import downscale
-from mtkd_lightning.data.sources import demo_photographs, div2k, folders
+from mtkd_lightning.data.sources import demo_photographs, df2k, div2k, flickr2k, folders
 from mtkd_lightning.errors import MTKDError
 
 
@@ -126,20 +126,39 @@ def test_div2k(picture, tmp_path, lr):
         div2k(tmp_path, 4, tmp_path / "cache", validation_pictures=0)
 
 
-def test_missing_div2k_says_how_to_get_it(picture, tmp_path):
-    fill(tmp_path / "DIV2K_train_HR", picture, 1)
+def test_flickr2k_and_df2k(picture, tmp_path):
+    for folder, count in (("DIV2K_train", 3), ("DIV2K_valid", 2), ("Flickr2K/Flickr2K", 4)):
+        fill(tmp_path / f"{folder}_HR", picture, count, tmp_path / f"{folder}_LR_bicubic" / "X4")
+    alone = flickr2k(tmp_path, 4, tmp_path / "cache", validation_pictures=1)
+    assert names(alone.train) == ["0000", "0001", "0003"]
+    assert names(alone.validation) == ["0002"]
+    both = df2k(tmp_path, 4, tmp_path / "cache", validation_pictures=1)
+    assert [pair.hr.parent.name for pair in both.train.pairs] == ["DIV2K_train_HR"] * 3 + ["Flickr2K_HR"] * 4
+    assert names(both.validation) == ["0000"]
+    assert both.validation.pairs[0].hr.parent.name == "DIV2K_valid_HR"
+    for pair in (*alone.train.pairs, *both.train.pairs, *both.validation.pairs):
+        assert pair.lr == Path(str(pair.hr).replace("_HR/", "_LR_bicubic/X4/").replace(".png", "x4.png"))
+    assert df2k(tmp_path, 2, tmp_path).train.pairs[0].lr is None
+    assert "7 training" in both.note
+
+
+@pytest.mark.parametrize(
+    ("source", "there", "absent"),
+    [
+        (div2k, "DIV2K_train_HR", "no folder DIV2K_valid_HR"),
+        (flickr2k, "Flickr2K", "no folder Flickr2K/Flickr2K_HR"),
+        (df2k, "DIV2K_valid_HR", "no folder DIV2K_train_HR and no Flickr2K/Flickr2K_HR"),
+    ],
+)
+def test_missing_data_set_says_how_to_get_it(picture, tmp_path, source, there, absent):
+    fill(tmp_path / there, picture, 1)
     with pytest.raises(MTKDError) as error:
-        div2k(tmp_path, 3, tmp_path / "cache")
+        source(tmp_path, 3, tmp_path / "cache")
     message = str(error.value)
-    assert "no folder DIV2K_valid_HR" in message
-    for text in (
-        str(tmp_path),
-        "https://data.vision.ee.ethz.ch/cvl/DIV2K/",
-        "LR_bicubic_X3.zip",
-        "academic",
-        "data.root=",
-    ):
-        assert text in message
+    assert absent in message
+    assert f"python -m mtkd_lightning.data name={source.__name__} root={tmp_path} scales=[3]\n" in message
+    assert "academic" in message
+    assert "data.root=" in message
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
