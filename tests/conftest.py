@@ -32,6 +32,7 @@ TINY = [
     "teacher.members.swinir.backbone.depths=[2]",
     "teacher.members.swinir.backbone.num_heads=[2]",
     "~teacher.members.rcan",
+    "teacher.accept_weak=true",
     *(
         f"training.{stage}.{setting}"
         for stage in STAGES

@@ -67,7 +67,7 @@ def test_the_table_compares_all_networks(finished):
         "student",
     ]
     assert [row["network"] for row in rows] == names
-    assert float(rows[0]["psnr_y"]) == pytest.approx(33.5, abs=2)
+    assert float(rows[0]["psnr"]) == pytest.approx(33.5, abs=2)
     assert int(rows[3]["parameters"]) == int(rows[1]["parameters"]) + int(rows[2]["parameters"])
     markdown = (finished / "runs/tiny/results.md").read_text()
     assert "Y, crop 2, uint8, mean of images" in markdown

@@ -106,7 +106,7 @@ def test_the_learning_rate_follows_the_recipe(trained, tmp_path):
 def test_the_loss_is_the_sum_of_the_terms(trained, pictures):
     """One step of gradient descent says what was descended."""
     method = distillation()
-    lr, hr, _ = TrainingBatches(pictures.train, batch_size=2, lr_patch=8, seed=5)[0]
+    lr, hr, *_ = TrainingBatches(pictures.train, batch_size=2, lr_patch=8, seed=5)[0]
     before = [p.detach().clone() for p in method.student.parameters()]
     terms = method(SRBatch(lr / 255, hr / 255, []))
     gradients = torch.autograd.grad(terms["response"] + terms["ground_truth"], list(method.student.parameters()))
@@ -119,7 +119,7 @@ def test_validation_is_the_metric_of_each_picture(trained, pictures):
     student = network()
     record = trained(Scratch(student))
     scores = {"val/psnr": [], "val/ssim": []}
-    for lr, hr, _ in map(WholePictures(pictures.validation).__getitem__, range(2)):
+    for lr, hr, *_ in map(WholePictures(pictures.validation).__getitem__, range(2)):
         with torch.no_grad():
             sr = student(lr / 255)
         scores["val/psnr"].append(psnr(sr, hr / 255, Protocol(2)).item())

@@ -13,10 +13,10 @@ from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import Pair, PairedImages
 from mtkd_lightning.data.store import PictureStore
 from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.report import COLUMNS, _most_detailed, markdown, rows, write_crops, write_tables
+from mtkd_lightning.report import _most_detailed, comparison, markdown, rows, write_crops, write_tables
 
 METRICS = {
-    "protocol": "Y, crop 2, uint8, mean of images",
+    "protocols": dict.fromkeys(("Set5", "Set14"), "Y, crop 2, uint8, mean of images"),
     "scale": 2,
     "networks": {
         "bicubic": {"parameters": 0, "flops": None, "seconds_per_megapixel": 0.01},
@@ -48,15 +48,17 @@ def test_rows_are_means_over_pictures():
     assert table[1] == {
         "benchmark": "Set5",
         "network": "student",
-        "psnr_y": 32.5,
-        "ssim_y": 0.86,
+        "scale": 2,
+        "psnr": 32.5,
+        "ssim": 0.86,
+        "protocol": "Y, crop 2, uint8, mean of images",
         "parameters": 1369859,
         "gflops": 316.25,
         "seconds_per_megapixel": 1.235,
     }
     assert table[0]["gflops"] is None
-    assert table[2]["psnr_y"] == 28.123
-    assert table[3]["psnr_y"] == math.inf
+    assert table[2]["psnr"] == 28.123
+    assert table[3]["psnr"] == math.inf
 
 
 def test_markdown():
@@ -70,9 +72,17 @@ def test_markdown():
         "Set5", "student", "32.500", "0.8600", "1,369,859", "316.25", "1.235",
     ]  # fmt: skip
     assert [cell.strip() for cell in table[2].strip("|").split("|")][5] == "-"
-    assert "Protocol: Y, crop 2, uint8, mean of images." in lines[-1]
+    assert "Protocol: Y, crop 2, uint8, mean of images (Set5, Set14)." in lines[-1]
     assert "2 per multiply-add" in lines[-1]
     assert lines[-1].endswith("A note.")
+
+
+def test_a_comparison_has_a_network_a_row_the_best_first():
+    lines = comparison([METRICS, {**METRICS, "scale": 4}]).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    assert [row[0] for row in table] == ["x2", "student", "bicubic", "x4", "student", "bicubic"]
+    assert table[0][-2:] == ["Set5", "Set14"]
+    assert table[2][-2:] == ["31.500 / 0.8500", "28.123 / 0.5000"]
 
 
 def test_tables_on_disk(tmp_path):
@@ -80,7 +90,7 @@ def test_tables_on_disk(tmp_path):
     assert (tmp_path / "run/results.md").read_text() == text
     with (tmp_path / "run/results.csv").open(newline="") as file:
         content = list(csv.DictReader(file))
-    assert tuple(content[0]) == COLUMNS
+    assert list(content[0]) == list(rows(METRICS)[0])
     assert content == [{key: "" if x is None else str(x) for key, x in row.items()} for row in rows(METRICS)]
 
 

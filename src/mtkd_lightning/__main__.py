@@ -1,14 +1,13 @@
 """The main job: ``python -m mtkd_lightning +experiment=rcan_multi_teacher``."""
 
 import logging
-import sys
 import time
 
 import hydra
 from omegaconf import DictConfig
 
 from mtkd_lightning.config import CONF, check
-from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.errors import reported
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +15,7 @@ log = logging.getLogger(__name__)
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Check the configuration, then run its stages; bad input ends with its message and status 1."""
-    try:
+    with reported():
         check(config)
         start = time.perf_counter()
         # Late, because importing Lightning takes seconds and an error in the configuration should come at once.
@@ -26,9 +25,6 @@ def main(config: DictConfig) -> None:
             logging.getLogger(name).setLevel(logging.WARNING)  # set to INFO by its import; it repeats what we say
         Pipeline(config).run()
         log.info("Finished in %.0f s.", time.perf_counter() - start)
-    except MTKDError as error:
-        log.error("Error: %s", error)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -33,17 +33,18 @@ def check(config: DictConfig) -> None:
     Raises:
         MTKDError: a missing or unknown key, or a value outside what is allowed.
     """
-    if missing := OmegaConf.missing_keys(config):
-        raise MTKDError(f"no value for {', '.join(sorted(missing))}: give it as {min(missing)}=...")
-    _refuse_unknown("the configuration", config, set(OmegaConf.load(CONF / "config.yaml")) - {"defaults"} | GROUPS)
+    check_keys(config, "config")
     _refuse_unknown("paths", config.paths, {"root", "weights", "runs", "cache"})
     _refuse_unknown("training", config.training, {"teachers", "aggregation", "distillation"})
-    _refuse_unknown("teacher", config.teacher, {"name", "members"})
+    _refuse_unknown("teacher", config.teacher, {"name", "members", "accept_weak"})
     for name, member in config.teacher.members.items():
-        _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights", "seed"})
-        if "backbone" not in member:
+        _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights", "seed", "folder"})
+        if member.get("folder") and (member.get("backbone") or member.get("weights")):
+            raise MTKDError(f"teacher.members.{name} has a folder of pictures and a network; it can be one of them")
+        if not (member.get("backbone") or member.get("weights") or member.get("folder")):
             raise MTKDError(
-                f"teacher.members.{name} has no backbone: add one with +backbone@teacher.members.{name}.backbone=..., "
+                f"teacher.members.{name} has nothing to make pictures with: give weights=... (a file or a name of the "
+                f"catalogue), folder=... (pictures), or +backbone@teacher.members.{name}.backbone=..., "
                 f"one of {', '.join(sorted(path.stem for path in (CONF / 'backbone').glob('*.yaml')))}"
             )
     _refuse_value("scale", config.scale, SCALES)
@@ -71,6 +72,17 @@ def check(config: DictConfig) -> None:
         _refuse_value("stages", stage, STAGES)
     if not config.teacher.members:
         raise MTKDError("teacher.members is empty: an ensemble needs at least one member")
+
+
+def check_keys(config: DictConfig, name: str) -> None:
+    """Refuse missing values, keys that ``conf/<name>.yaml`` does not have, and arguments that a class does not take.
+
+    Raises:
+        MTKDError: as said.
+    """
+    if missing := OmegaConf.missing_keys(config):
+        raise MTKDError(f"no value for {', '.join(sorted(missing))}: give it as {min(missing)}=...")
+    _refuse_unknown("the configuration", config, set(OmegaConf.load(CONF / f"{name}.yaml")) - {"defaults"} | GROUPS)
     for key, node in _targets(config):
         if (accepted := _parameters(node["_target_"])) is not None:
             _refuse_unknown(key, node, accepted | {"_target_", "_partial_"})

@@ -1,5 +1,22 @@
-"""The one exception that a user can mend."""
+"""The one exception that a user can mend, and how a command ends with it."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
 
 
 class MTKDError(Exception):
     """Bad input: the message says what was got, what is allowed and what to do; commands print it alone."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """End the command with the message and status 1 at what its user can mend."""
+    try:
+        yield
+    except MTKDError as error:
+        log.error("Error: %s", error)
+        sys.exit(1)

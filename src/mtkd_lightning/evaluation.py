@@ -1,17 +1,22 @@
 """Score networks on benchmarks, picture by picture."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtkd_lightning.data.batches import WholePictures
+from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.resize import upscale
 from mtkd_lightning.metrics.complexity import flops, parameters, seconds_per_megapixel
-from mtkd_lightning.metrics.functional import Protocol, psnr, ssim
+from mtkd_lightning.metrics.functional import Protocol, psnr, quantize, ssim
+from mtkd_lightning.teachers.teacher import Ensemble
+from mtkd_lightning.typing import SRBatch, floats
 
 log = logging.getLogger(__name__)
 
@@ -30,51 +35,147 @@ class Bicubic(nn.Module):
         return sr.permute(0, 3, 1, 2).to(lr) / 255
 
 
+def protocol_of(benchmark: str, scale: int) -> Protocol:
+    """How the field scores a benchmark: Y with a border of the scale; DIV2K's validation set in RGB.
+
+    DIV2K's border of scale + 2 is that of the EDSR authors' published code, with which its figures are compared.
+    """
+    if benchmark.startswith("DIV2K"):
+        return Protocol(crop_border=scale + 2, luma=False)
+    return Protocol(crop_border=scale)
+
+
 def evaluate(
-    networks: Mapping[str, nn.Module], benchmarks: Mapping[str, PairedImages], scale: int, device: torch.device
+    networks: Mapping[str, nn.Module],
+    benchmarks: Mapping[str, PairedImages],
+    scale: int,
+    device: torch.device,
+    *,
+    save: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Score every network on every picture, in float32.
+
+    A network that takes teachers' pictures is scored where there are such. An ensemble merges the pictures of members
+    that come before it, instead of making them again.
 
     Args:
         networks: name -> network from LR to SR, in the order of the table.
         benchmarks: name -> pictures.
         scale: of all of them; also the border that is not scored.
         device: where the networks run.
+        save: folder for the networks' pictures, <network>/<benchmark>/<picture>.png.
+        progress: called with the number of pictures done and of all.
 
     Returns:
-        ``protocol``; ``networks``: parameters, flops of one 1280x720 output (2 per multiply-add) and seconds per output
-        megapixel, by name; ``images``: one record per benchmark, network and picture.
+        ``protocols`` by benchmark; ``networks``: parameters, flops of one 1280x720 output (2 per multiply-add) and
+        seconds per output megapixel, by name; ``images``: one record per benchmark, network and picture.
     """
-    protocol = Protocol(crop_border=scale)
-    images, costs = [], {}
-    for name, network in networks.items():
+    protocols = {name: protocol_of(name, scale) for name in benchmarks}
+    for network in networks.values():
         network.to(device).eval()
-        for benchmark, pairs in benchmarks.items():
-            for batch in map(WholePictures(pairs).__getitem__, range(len(pairs))):
-                lr, hr = (x.to(device, torch.float32) / 255 for x in (batch.lr, batch.hr))
-                with torch.inference_mode():
-                    sr = network(lr)
+    total = sum(map(len, benchmarks.values()))
+    images, done = [], 0
+    for benchmark, pairs in benchmarks.items():
+        for index in range(len(pairs)):
+            batch = on_device(WholePictures(pairs)[index], device)
+            made: dict[nn.Module, Tensor | None] = {}
+            for name, network in networks.items():
+                made[network] = sr = _reusing(made, network, batch)
+                if sr is None:
+                    continue
                 images.append(
                     {
                         "benchmark": benchmark,
                         "network": name,
                         "image": batch.name[0],
-                        "psnr": psnr(sr, hr, protocol).item(),
-                        "ssim": ssim(sr, hr, protocol).item(),
+                        "psnr": psnr(sr, batch.hr, protocols[benchmark]).item(),
+                        "ssim": ssim(sr, batch.hr, protocols[benchmark]).item(),
                     }
                 )
-        learned = not isinstance(network, Bicubic)
-        with torch.inference_mode():
-            costs[name] = {
-                "parameters": _parameters(network),
-                "flops": flops(network, 720 // scale, 1280 // scale) if learned else None,
-                "seconds_per_megapixel": seconds_per_megapixel(network, lr),
-            }
-        log.info("Evaluated %s.", name)
-    return {"protocol": str(protocol), "scale": scale, "networks": costs, "images": images}
+                if save is not None:
+                    picture = quantize(sr[0]).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+                    write_png(save / name / benchmark / f"{batch.name[0]}.png", picture)
+            done += 1
+            progress(done, total)
+    costs = {name: _costs(network, batch.lr, scale) for name, network in networks.items()}
+    return {
+        "protocols": {name: str(protocol) for name, protocol in protocols.items()},
+        "scale": scale,
+        "networks": costs,
+        "images": images,
+    }
+
+
+@torch.inference_mode()
+def _reusing(made: Mapping[nn.Module, Tensor | None], network: nn.Module, batch: SRBatch) -> Tensor | None:
+    if isinstance(network, Ensemble):
+        images = [made.get(member.net) if member else None for member in network.members.values()]
+        if (there := [image for image in images if image is not None]) and len(there) == len(images):
+            return network.merge(there)
+    return enlarge(network, batch)
+
+
+@torch.inference_mode()
+def enlarge(network: nn.Module, batch: SRBatch) -> Tensor | None:
+    """Run a network, or give None if it takes teachers' pictures and the batch has none."""
+    if not getattr(network, "takes_pictures", False):
+        sr: Tensor = network(batch.lr)
+        return sr
+    return None if batch.teacher_sr is None else network(batch.lr, batch.teacher_sr)
+
+
+def beside_bicubic(
+    network: nn.Module, pairs: PairedImages, device: torch.device, *, most: int = 4, side: int = 64
+) -> tuple[float, float]:
+    """PSNR-Y in dB of a network and of bicubic, on the middle (LR ``side`` squared) of the first few pictures.
+
+    Args:
+        network: maps LR to SR.
+        pairs: pictures that it may be tried on.
+        device: where it runs.
+        most: pictures at most.
+        side: of the middle, in LR pixels.
+    """
+    protocol = Protocol(crop_border=pairs.scale)
+    network.to(device).eval()
+    scores = []
+    for index in range(min(most, len(pairs))):
+        batch = _middle(on_device(WholePictures(pairs)[index], device), pairs.scale, side)
+        outputs = enlarge(network, batch), enlarge(Bicubic(pairs.scale), batch)
+        scores.append([psnr(sr, batch.hr, protocol).item() for sr in outputs if sr is not None])
+    own, bicubic = map(fmean, zip(*scores, strict=True))
+    return own, bicubic
+
+
+def _middle(batch: SRBatch, scale: int, side: int) -> SRBatch:
+    height, width = (min(side, n) for n in batch.lr.shape[-2:])
+    top, left = (batch.lr.shape[-2] - height) // 2, (batch.lr.shape[-1] - width) // 2
+
+    def cut(x: Tensor, s: int) -> Tensor:
+        return x[..., s * top : s * (top + height), s * left : s * (left + width)]
+
+    made = None if batch.teacher_sr is None else cut(batch.teacher_sr, scale)
+    return SRBatch(cut(batch.lr, 1), cut(batch.hr, scale), batch.name, made)
+
+
+def on_device(batch: SRBatch, device: torch.device) -> SRBatch:
+    """A loader's batch as networks take it."""
+    lr, hr, name, made = batch
+    return floats(SRBatch(lr.to(device), hr.to(device), name, None if made is None else made.to(device)))
+
+
+@torch.inference_mode()
+def _costs(network: nn.Module, lr: Tensor, scale: int) -> dict[str, Any]:
+    given = getattr(network, "takes_pictures", False)
+    return {
+        "parameters": _parameters(network),
+        "flops": None if given or isinstance(network, Bicubic) else flops(network, 720 // scale, 1280 // scale),
+        "seconds_per_megapixel": None if given else seconds_per_megapixel(network, lr),
+    }
 
 
 def _parameters(network: nn.Module) -> int:
     """Count an ensemble's frozen members, too: they are what its picture costs."""
     members = getattr(network, "members", {})
-    return parameters(network) + sum(parameters(member.net) for member in members.values())
+    return parameters(network) + sum(parameters(member.net) for member in members.values() if member)

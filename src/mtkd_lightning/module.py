@@ -48,7 +48,7 @@ class SRModule(LightningModule):
     def validation_step(self, batch: SRBatch, batch_idx: int) -> None:
         """Enlarge one whole picture, in float32 whatever the training's precision."""
         with torch.autocast(self.device.type, enabled=False):
-            sr = self.method.student(batch.lr)
+            sr = self.method.enlarge(batch)
         self.psnr.update(sr, batch.hr, [batch_idx])
         self.ssim.update(sr, batch.hr, [batch_idx])
 

@@ -1,5 +1,6 @@
 """The stages of the main job. Each leaves a named artefact; one that is there already is verified and skipped."""
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -16,21 +17,24 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mtkd_lightning import artifacts, report
+from mtkd_lightning import artifacts, evaluation, report
 from mtkd_lightning.artifacts import Artifact, OtherConfigurationError
 from mtkd_lightning.config import STAGES, build, plain
 from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.evaluation import Bicubic, evaluate
+from mtkd_lightning.evaluation import Bicubic
 from mtkd_lightning.files import file_sha256, replacing
+from mtkd_lightning.methods.aggregation import Aggregation
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.methods.scratch import Scratch
 from mtkd_lightning.metrics.functional import SSIM_SIDE
+from mtkd_lightning.networks import Weights, load, locate
+from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.recipe import Recipe
 from mtkd_lightning.teachers.aggregators import Mean
-from mtkd_lightning.teachers.teacher import Ensemble, Teacher
+from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 from mtkd_lightning.training import CHECKPOINT, device_name, resumable, train
 from mtkd_lightning.typing import SRBatch
 
@@ -60,6 +64,9 @@ class Pipeline:
         # Lightning's own "auto" would take an Apple GPU, which has no float64 for the metrics.
         self.trainer = partial(build, config.trainer, accelerator="gpu" if gpu else "cpu")
         self.needs_teacher: bool = getattr(_class(config.method._target_), "needs_teacher", True)
+        if self.needs_teacher and (folders := [Path(folder).expanduser() for folder in self._folders().values()]):
+            self.pictures = self.pictures.with_teachers(folders)
+        self._seen_better: set[str] = set()
         self._try()
 
     def _try(self) -> None:
@@ -67,17 +74,14 @@ class Pipeline:
         self.trainer(logger=False)
         if {"evaluation", "report"} & set(self.config.stages):
             self._benchmarks()
+        members = {name: self._teacher(name, shape_alone=True) for name in self._members() if self.needs_teacher}
         with torch.device("meta"):
-            ensemble = Ensemble({name: Teacher(self._network(name)) for name in self._members()}, self._merger())
-            self._method(build(self.config.student), Teacher(ensemble))
+            self._method(build(self.config.student), Teacher(Ensemble(members, self._merger())))
         patch, enlarge = self.recipes["distillation"].lr_patch, nn.Upsample(scale_factor=self.scale)
         lr = torch.zeros(1, 3, patch, patch)
         self._method(enlarge, Teacher(enlarge))(SRBatch(lr, enlarge(lr), [""]))
-        for name in self._members():
-            if self.config.teacher.members[name].get("weights"):
-                _load(self._network(name), self._member(name))
         if (given := self.recipes["distillation"].init_from) is not None:
-            artifacts.load_into(build(self.config.student), artifacts.read_weights(Path(given)), given)
+            load_published(build(self.config.student), read_tensors(Path(given).expanduser()), given)
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""
@@ -105,7 +109,7 @@ class Pipeline:
         if self._metrics() is not None:
             log.info("evaluation: %s is there.", self.folder / "metrics.json")
             return
-        metrics = evaluate(self._networks(), self._benchmarks(), self.scale, self.device)
+        metrics = evaluation.evaluate(self._networks(), self._benchmarks(), self.scale, self.device)
         with replacing(self.folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps({"of": self._evaluated(), **metrics}, indent=1) + "\n")
 
@@ -174,9 +178,14 @@ class Pipeline:
     def _members(self) -> list[str]:
         return list(self.config.teacher.members)
 
-    def _network(self, member: str) -> nn.Module:
-        network: nn.Module = build(self.config.teacher.members[member].backbone)
-        return network
+    def _folders(self) -> dict[str, str]:
+        """Members that are pictures on disk, in the order of a batch's teacher_sr."""
+        return {name: node.folder for name, node in self.config.teacher.members.items() if node.get("folder")}
+
+    def _given(self, member: str) -> Weights | None:
+        """Weights that the user names for a member, instead of having it trained."""
+        text = self.config.teacher.members[member].get("weights")
+        return locate(text, self.weights) if text else None
 
     def _merger(self) -> nn.Module:
         merger: nn.Module = build(self.config.aggregator, members=len(self._members()))
@@ -191,15 +200,16 @@ class Pipeline:
 
     def _member(self, name: str, make: bool = False) -> Artifact:
         node = self.config.teacher.members[name]
-        if given := node.get("weights"):
-            if not Path(given).expanduser().is_file():
-                raise MTKDError(f"teacher.members.{name}.weights={given}: there is no such file")
-            return _given(Path(given).expanduser())
+        if folder := node.get("folder"):
+            index = list(self._folders()).index(name)
+            return Artifact(Path(folder), {"sha256": self.pictures.train.teacher_hash(index)})
+        if given := self._given(name):
+            return _file(given.path)
         return self._artifact(
             f"{self.config.teacher.name}_{name}_x{self.scale}",
             "teachers",
             {"network": plain(node.backbone)},
-            lambda: Scratch(self._network(name)),
+            lambda: Scratch(build(node.backbone)),
             make,
             seed=node.get("seed"),
         )
@@ -211,7 +221,7 @@ class Pipeline:
             f"{self.config.teacher.name}_{'-'.join(self._members())}_x{self.scale}_{self.config.aggregator_name}",
             "aggregation",
             {"network": plain(self.config.aggregator), "members": self._member_hashes()},
-            lambda: Scratch(Ensemble(self._loaded_members(), self._merger())),
+            lambda: Aggregation(Ensemble(self._approved(), self._merger())),
             make,
         )
 
@@ -224,7 +234,7 @@ class Pipeline:
                 "method": plain(self.config.method),
                 "teacher": self._teacher_config() if self.needs_teacher else None,
             },
-            lambda: self._method(build(self.config.student), Teacher(self._ensemble()) if self.needs_teacher else None),
+            self._taught,
             make,
         )
 
@@ -245,7 +255,7 @@ class Pipeline:
             "scale": self.scale,
             **config,
             "recipe": {**plain(self.config.training[stage]), "seed": recipe.seed},
-            "init_sha256": recipe.init_from and file_sha256(Path(recipe.init_from)),
+            "init_sha256": recipe.init_from and file_sha256(Path(recipe.init_from).expanduser()),
             "data": self.pictures.train.manifest_hash(),
             "precision": self.config.trainer.precision,
             "gradient_clip_val": self.config.trainer.gradient_clip_val,
@@ -265,8 +275,8 @@ class Pipeline:
             seed_everything(recipe.seed, verbose=False)
             trained = method()
             if recipe.init_from is not None:
-                source = Path(recipe.init_from)
-                artifacts.load_into(_learned(trained.student), artifacts.read_weights(source), source)
+                source = Path(recipe.init_from).expanduser()
+                load_published(_learned(trained.student), read_tensors(source), source)
             record = train(
                 trained,
                 recipe,
@@ -313,18 +323,63 @@ class Pipeline:
             "aggregator_sha256": aggregator and aggregator.sha256,
         }
 
-    def _loaded_members(self) -> dict[str, Teacher]:
-        return {name: Teacher(_load(self._network(name), self._member(name))) for name in self._members()}
+    def _teacher(self, name: str, shape_alone: bool = False) -> Teacher | None:
+        """A member with its weights, or None if it is a folder of pictures.
 
-    def _ensemble(self) -> Ensemble:
+        With ``shape_alone`` one that is trained here is built without memory or weights.
+        """
+        node = self.config.teacher.members[name]
+        if node.get("folder"):
+            return None
+        if (given := self._given(name)) is None:
+            with torch.device("meta" if shape_alone else "cpu"):
+                network: nn.Module = build(node.backbone)
+            return Teacher(network if shape_alone else _load(network, self._member(name)))
+        if node.get("backbone"):
+            network = build(node.backbone)
+            load_published(network, read_tensors(given.path), given.path)
+        else:
+            network = load(given)
+        if (scale := getattr(network, "scale", self.scale)) != self.scale:
+            raise MTKDError(f"teacher.members.{name}.weights={node.weights} enlarge x{scale}, but scale={self.scale}")
+        return Teacher(network)
+
+    def _approved(self) -> dict[str, Teacher | None]:
+        """The members, after each has shown that it is better than bicubic."""
+        members = {name: self._teacher(name) for name in self._members()}
+        for name, network in self._named(members).items():
+            if name in self._seen_better:
+                continue
+            own, bicubic = evaluation.beside_bicubic(network, self.pictures.validation, self.device)
+            log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
+            if not own > bicubic and not self.config.teacher.accept_weak:
+                raise MTKDError(
+                    f"teacher {name} scores {own:.2f} dB on a few validation pictures, bicubic {bicubic:.2f} dB: "
+                    "nothing can be learnt from it. Weights of another network or scale, another range of values or "
+                    "another way of making LR pictures are the usual reasons, or a training that was too short. "
+                    "To teach with it nevertheless say teacher.accept_weak=true."
+                )
+            self._seen_better.add(name)
+        return members
+
+    def _named(self, members: dict[str, Teacher | None]) -> dict[str, nn.Module]:
+        """What gives each member's picture alone."""
+        given = itertools.count()
+        return {name: member.net if member else GivenPicture(next(given)) for name, member in members.items()}
+
+    def _ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
         merger, aggregator = self._merger(), self._aggregator()
-        return Ensemble(self._loaded_members(), _load(merger, aggregator) if aggregator else merger)
+        return Ensemble(members, _load(merger, aggregator) if aggregator else merger)
+
+    def _taught(self) -> Method:
+        student = build(self.config.student)  # first: its weights follow from the seed, whatever its teacher is
+        return self._method(student, Teacher(self._ensemble(self._approved())) if self.needs_teacher else None)
 
     def _networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"bicubic": Bicubic(self.scale)}
         if self.needs_teacher:
-            ensemble = self._ensemble()
-            networks |= {f"teacher {name}": member.net for name, member in ensemble.members.items()}
+            ensemble = self._ensemble({name: self._teacher(name) for name in self._members()})
+            networks |= {f"teacher {name}": network for name, network in self._named(ensemble.members).items()}
             networks[MEAN] = Ensemble(ensemble.members, Mean(self.scale, len(ensemble.members)))
             if not isinstance(ensemble.aggregator, Mean):
                 networks[f"aggregator {self.config.aggregator_name}"] = ensemble
@@ -337,7 +392,7 @@ MEAN = "mean of the teachers"
 
 
 @cache
-def _given(path: Path) -> Artifact:
+def _file(path: Path) -> Artifact:
     return Artifact(path, {"sha256": file_sha256(path)})
 
 
@@ -362,7 +417,7 @@ def _learned(student: nn.Module) -> nn.Module:
 
 
 def _load(network: nn.Module, artifact: Artifact) -> nn.Module:
-    tensors = artifact.tensors() if artifact.record.get("config") else artifacts.read_weights(artifact.path)
+    tensors = artifact.tensors() if artifact.record.get("config") else read_tensors(artifact.path)
     artifacts.load_into(network, tensors, artifact.path)
     return network
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from mtkd_lightning.data.batches import WholePictures
 from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import PairedImages
+from mtkd_lightning.evaluation import enlarge, on_device
 from mtkd_lightning.files import replacing
 from mtkd_lightning.metrics.functional import Protocol, psnr
 
-COLUMNS = ("benchmark", "network", "psnr_y", "ssim_y", "parameters", "gflops", "seconds_per_megapixel")
+COSTS = (
+    "GFLOPs of one 1280x720 output, 2 per multiply-add; s / MP: seconds per output megapixel on this machine. "
+    "A mean or an aggregator includes its members."
+)
 
 
 def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -28,15 +32,19 @@ def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     for benchmark in dict.fromkeys(image["benchmark"] for image in metrics["images"]):
         for network, cost in metrics["networks"].items():
             images = [x for x in metrics["images"] if (x["benchmark"], x["network"]) == (benchmark, network)]
+            if not images:  # made of teachers' pictures, of which there are none for this benchmark
+                continue
             table.append(
                 {
                     "benchmark": benchmark,
                     "network": network,
-                    "psnr_y": round(fmean(x["psnr"] for x in images), 3),
-                    "ssim_y": round(fmean(x["ssim"] for x in images), 4),
+                    "scale": metrics["scale"],
+                    "psnr": round(fmean(x["psnr"] for x in images), 3),
+                    "ssim": round(fmean(x["ssim"] for x in images), 4),
+                    "protocol": metrics["protocols"][benchmark],
                     "parameters": cost["parameters"],
                     "gflops": None if cost["flops"] is None else round(cost["flops"] / 1e9, 2),
-                    "seconds_per_megapixel": round(cost["seconds_per_megapixel"], 3),
+                    "seconds_per_megapixel": cost["seconds_per_megapixel"] and round(cost["seconds_per_megapixel"], 3),
                 }
             )
     return table
@@ -44,30 +52,74 @@ def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def markdown(metrics: Mapping[str, Any], title: str, note: str) -> str:
     """The table with aligned columns, its protocol and its units."""
-    cells = [[_cell(key, row[key]) for key in COLUMNS] for row in rows(metrics)]
-    head = ["benchmark", f"network (x{metrics['scale']})", "PSNR-Y", "SSIM-Y", "parameters", "GFLOPs", "s / MP"]
+    shown = ("benchmark", "network", "psnr", "ssim", "parameters", "gflops", "seconds_per_megapixel")
+    cells = [[_cell(key, row[key]) for key in shown] for row in rows(metrics)]
+    of = "-Y" if all(protocol.startswith("Y") for protocol in metrics["protocols"].values()) else ""
+    head = ["benchmark", f"network (x{metrics['scale']})", f"PSNR{of}", f"SSIM{of}", "parameters", "GFLOPs", "s / MP"]
+    legend = f"{protocols(metrics)} {COSTS} {note}"
+    return "\n".join([f"# {title}", "", *aligned(head, cells, left=2), "", legend, ""])
+
+
+def aligned(head: list[str], cells: list[list[str]], left: int) -> list[str]:
+    """Lines of a Markdown table, the first ``left`` columns to the left and the others to the right."""
     widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
-    rule = "|".join("-" * (w + 1) + (":" if i > 1 else "-") for i, w in enumerate(widths))
-    lines = [_line(head, widths), f"|{rule}|", *(_line(line, widths) for line in cells)]
-    legend = (
-        f"Protocol: {metrics['protocol']}. GFLOPs of one 1280x720 output, 2 per multiply-add; s / MP: seconds per "
-        f"output megapixel on this machine. A mean or an aggregator includes its members. {note}"
-    )
-    return "\n".join([f"# {title}", "", *lines, "", legend, ""])
+    rule = "|".join("-" * (w + 1) + (":" if i >= left else "-") for i, w in enumerate(widths))
+
+    def line(texts: list[str]) -> str:
+        padded = [x.rjust(w) if i >= left else x.ljust(w) for i, (x, w) in enumerate(zip(texts, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    return [line(head), f"|{rule}|", *map(line, cells)]
+
+
+def protocols(metrics: Mapping[str, Any]) -> str:
+    """One sentence on how each benchmark was scored."""
+    by_protocol: dict[str, list[str]] = {}
+    for benchmark, protocol in metrics["protocols"].items():
+        by_protocol.setdefault(protocol, []).append(benchmark)
+    named = [f"{protocol} ({', '.join(names)})" for protocol, names in by_protocol.items()]
+    return f"Protocol: {'; '.join(named)}."
 
 
 def write_tables(metrics: Mapping[str, Any], folder: Path, title: str, note: str) -> str:
     """Write ``results.md`` and ``results.csv``; give the Markdown."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(metrics))
-    with replacing(folder / "results.csv") as temporary:
-        temporary.write_text(text.getvalue())
+    write_csv(folder / "results.csv", rows(metrics))
     table = markdown(metrics, title, note)
-    with replacing(folder / "results.md") as temporary:
-        temporary.write_text(table)
+    write_text(folder / "results.md", table)
     return table
+
+
+def comparison(evaluated: Sequence[Mapping[str, Any]]) -> str:
+    """One Markdown table a scale, as papers print them: a network a row, best first, PSNR / SSIM by benchmark."""
+    parts = []
+    for metrics in evaluated:
+        table = rows(metrics)
+        by_network = {name: [row for row in table if row["network"] == name] for name in metrics["networks"]}
+        ranked = sorted(by_network, key=lambda name: -fmean(row["psnr"] for row in by_network[name]))
+        head = [f"x{metrics['scale']}", "parameters", "GFLOPs", "s / MP", *metrics["protocols"]]
+        costs = ("parameters", "gflops", "seconds_per_megapixel")
+        cells = [
+            [name, *(_cell(key, by_network[name][0][key]) for key in costs)]
+            + [f"{row['psnr']:.3f} / {row['ssim']:.4f}" for row in by_network[name]]
+            for name in ranked
+        ]
+        parts += [*aligned(head, cells, left=1), "", protocols(metrics), ""]
+    return "\n".join([*parts, f"PSNR in dB / SSIM. {COSTS}", ""])
+
+
+def write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_crops(
@@ -100,14 +152,14 @@ def write_crops(
     chosen = [(pairs, i) for i in range(most) for pairs in benchmarks.values() if i < len(pairs)][:most]
     drawn = []
     for pairs, i in chosen:
-        batch = WholePictures(pairs)[i]
-        lr, hr = (x.to(device, torch.float32) / 255 for x in (batch.lr, batch.hr))
-        region = _most_detailed(hr, side)
-        truth = hr[..., *region]
+        batch = on_device(WholePictures(pairs)[i], device)
+        region = _most_detailed(batch.hr, side)
+        truth = batch.hr[..., *region]
         cells = []
         for name, network in networks.items():
-            with torch.inference_mode():
-                sr = network(lr)[..., *region]
+            if (whole := enlarge(network, batch)) is None:
+                continue
+            sr = whole[..., *region]
             cells.append(_cell_picture(sr, f"{name}\n{psnr(sr, truth, Protocol(0)).item():.2f} dB", zoom))
         cells.append(_cell_picture(truth, f"HR\n{batch.name[0]}", zoom))
         drawn.append(np.concatenate(cells, axis=1))
@@ -136,10 +188,5 @@ def _cell_picture(image: Tensor, label: str, zoom: int) -> NDArray[np.uint8]:
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
-    digits = {"psnr_y": ".3f", "ssim_y": ".4f", "parameters": ",", "gflops": ".2f", "seconds_per_megapixel": ".3f"}
+    digits = {"psnr": ".3f", "ssim": ".4f", "parameters": ",", "gflops": ".2f", "seconds_per_megapixel": ".3f"}
     return format(value, digits.get(key, ""))
-
-
-def _line(cells: list[str], widths: list[int]) -> str:
-    aligned = [x.rjust(w) if i > 1 else x.ljust(w) for i, (x, w) in enumerate(zip(cells, widths, strict=True))]
-    return "| " + " | ".join(aligned) + " |"

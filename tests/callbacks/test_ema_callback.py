@@ -68,7 +68,7 @@ def by_hand(net: nn.Module, pictures: Pictures) -> tuple[list[nn.Module], list[n
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = RATE * cosine(step / STEPS, final=0.1)
-        lr, hr, _ = batches[step]
+        lr, hr, *_ = batches[step]
         optimizer.zero_grad()
         l1(net(lr / 255), hr / 255).backward()
         optimizer.step()
@@ -82,7 +82,7 @@ def by_hand(net: nn.Module, pictures: Pictures) -> tuple[list[nn.Module], list[n
 
 
 def score(net: nn.Module, pictures: Pictures) -> float:
-    lr, hr, _ = WholePictures(pictures.validation)[0]
+    lr, hr, *_ = WholePictures(pictures.validation)[0]
     with torch.no_grad():
         return psnr(net.eval()(lr / 255), hr / 255, Protocol(2)).item()
 

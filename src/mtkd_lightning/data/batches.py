@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from mtkd_lightning.data.images import RGB
+from mtkd_lightning.data.images import DeepRGB
 from mtkd_lightning.data.paired import PairedImages, first, size
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.typing import SRBatch
@@ -19,6 +19,8 @@ ORDER, CUTS = 0, 1
 
 class TrainingBatches(Dataset[SRBatch]):
     """Batch `step`, from 0 without end: aligned patches, uint8 lr (b, 3, p, p) and hr (b, 3, s * p, s * p).
+
+    Where teachers' pictures are there, they are cut alike: teacher_sr (b, k, 3, s * p, s * p).
 
     Item j of step k is item k * batch_size + j of an endless series of epochs, each a permutation of the
     pictures. All random numbers come from (seed, epoch) and (seed, step), so that a run can start at any
@@ -91,18 +93,21 @@ class TrainingBatches(Dataset[SRBatch]):
         patch, scale = self.lr_patch, self.pictures.scale
         lr = np.empty((len(items), 3, patch, patch), np.uint8)
         hr = np.empty((len(items), 3, scale * patch, scale * patch), np.uint8)
-        names = []
+        names, teacher_sr = [], []
         for row, item in enumerate(items):
-            whole_lr, whole_hr, name = self.pictures[self._picture(step * self.batch_size + item)]
+            index = self._picture(step * self.batch_size + item)
+            whole_lr, whole_hr, name = self.pictures[index]
             room = np.subtract(whole_lr.shape[:2], patch) + 1
             if room.min() < 1:
                 raise self._too_small([f"{name} (LR {size(whole_lr)})"])
             top, left = (int(corner) for corner in corners[item] * room)
             symmetry = int(symmetries[item]) if self.augment else 0
             lr[row] = _patch(whole_lr, top, left, patch, symmetry)
-            hr[row] = _patch(whole_hr, scale * top, scale * left, scale * patch, symmetry)
+            corner = scale * top, scale * left, scale * patch, symmetry
+            hr[row] = _patch(whole_hr, *corner)
             names.append(name)
-        return SRBatch(torch.from_numpy(lr), torch.from_numpy(hr), names)
+            teacher_sr.append([_patch(whole, *corner) for whole in self.pictures.teacher_pictures(index)])
+        return SRBatch(torch.from_numpy(lr), torch.from_numpy(hr), names, _stack(teacher_sr))
 
     def _picture(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.pictures))
@@ -142,10 +147,20 @@ class WholePictures(Dataset[SRBatch]):
         lr, hr, name = self.pictures[index]
         # A copy: tensors must not share a read-only map.
         lr, hr = (np.array(image.transpose(2, 0, 1)[None], order="C") for image in (lr, hr))
-        return SRBatch(torch.from_numpy(lr), torch.from_numpy(hr), [name])
+        teacher_sr = [image.transpose(2, 0, 1) for image in self.pictures.teacher_pictures(index)]
+        return SRBatch(torch.from_numpy(lr), torch.from_numpy(hr), [name], _stack([teacher_sr]))
 
 
-def _patch(image: RGB, top: int, left: int, side: int, symmetry: int) -> RGB:
+def _stack(pictures: list[list[DeepRGB]]) -> torch.Tensor | None:
+    """(3, H, W) each, a list a sample, to (b, k, 3, H, W); None where there are none. 16 bits if one has them."""
+    if not any(pictures):
+        return None
+    deep = any(x.dtype == np.uint16 for sample in pictures for x in sample)
+    levels = [[x.astype(np.uint16) * 257 if deep and x.dtype == np.uint8 else x for x in sample] for sample in pictures]
+    return torch.from_numpy(np.array(levels))
+
+
+def _patch(image: DeepRGB, top: int, left: int, side: int, symmetry: int) -> DeepRGB:
     """View a square as (3, side, side), mirrored in x (bit 0) and y (bit 1), transposed (bit 2)."""
     patch = image[top : top + side, left : left + side].transpose(2, 0, 1)
     patch = patch[:, :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 1 else 1]

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from mtkd_lightning.data.batches import StepSampler, TrainingBatches, WholePictures
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.recipe import Recipe
-from mtkd_lightning.typing import SRBatch
+from mtkd_lightning.typing import SRBatch, floats
 
 
 class SRDataModule(LightningDataModule):
@@ -46,8 +45,7 @@ class SRDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
         """Bytes to floats in 0..1, on the device that computes."""
-        lr, hr = (x.to(torch.float32, memory_format=torch.channels_last) / 255 for x in (batch.lr, batch.hr))
-        return SRBatch(lr, hr, batch.name)
+        return floats(batch)
 
 
 class ResumedLoader(DataLoader[Any]):

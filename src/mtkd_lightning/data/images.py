@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.files import replacing
 
 RGB = NDArray[np.uint8]
+DeepRGB = NDArray[np.unsignedinteger[Any]]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 ALLOWED = "allowed are PNG, JPEG, WebP, TIFF and BMP with 8 or 16 bits per channel"
@@ -25,11 +27,18 @@ TIFF_PLANAR, SEPARATE = 284, 2
 
 
 def read_rgb(path: str | Path) -> RGB:
-    """Read a picture as uint8 (H, W, 3).
+    """Read a picture as uint8 (H, W, 3); 16 bits are scaled to 8 with rounding. Else as `read_deep_rgb`."""
+    picture = read_deep_rgb(path)
+    if picture.dtype == np.uint16:
+        picture = (picture.astype(np.uint32) + 128) // 257
+    return picture.astype(np.uint8, copy=False)
 
-    Grey is replicated, palettes are expanded, alpha is dropped (not blended), 16 bits are scaled to 8 with
-    rounding, CMYK is converted without its profile, the EXIF orientation is applied; of several frames the
-    first is taken.
+
+def read_deep_rgb(path: str | Path) -> DeepRGB:
+    """Read a picture as (H, W, 3), uint8 or, of 16 bits, uint16.
+
+    Grey is replicated, palettes are expanded, alpha is dropped (not blended), CMYK is converted without its profile,
+    the EXIF orientation is applied; of several frames the first is taken.
 
     Raises:
         MTKDError: the file is missing, empty, damaged, too large, or not a picture of an allowed kind.
@@ -94,7 +103,7 @@ def _files(folder: Path, recursive: bool) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def _decode(data: bytes) -> RGB:
+def _decode(data: bytes) -> DeepRGB:
     with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP")) as image:
         tags = getattr(image, "tag_v2", {})
         # How Pillow names the bits of a PNG, "RGB;16B"; it does not say so of every TIFF.
@@ -111,9 +120,9 @@ def _decode(data: bytes) -> RGB:
         return np.asarray(upright.convert("RGBA" if mode in WITH_ALPHA else "RGB"))[..., :3].copy()
 
 
-def _decode_deep(data: bytes) -> RGB:
+def _decode_deep(data: bytes) -> DeepRGB:
     # Pillow has no 16-bit colour: it keeps the high byte, which is not rounding.
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if bgr is None or bgr.dtype != np.uint16:
         raise NotImplementedError("pixels of 16 bits that are not unsigned integers")
-    return ((bgr[..., ::-1].astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.ascontiguousarray(bgr[..., ::-1], np.uint16)

@@ -2,27 +2,28 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from mtkd_lightning.data.images import RGB, list_pictures
+from mtkd_lightning.data.images import RGB, DeepRGB, list_pictures
 from mtkd_lightning.data.store import PictureStore
 from mtkd_lightning.errors import MTKDError
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its low-resolution version; `lr` None: to be made, bicubic."""
+    """A picture and its low-resolution version; `lr` None: to be made, bicubic; `teachers`: their pictures of it."""
 
     name: str
     hr: Path
     lr: Path | None = None
+    teachers: tuple[Path, ...] = ()
 
 
 def find_pairs(hr: str | Path, lr: str | Path | None, scale: int) -> list[Pair]:
@@ -36,23 +37,8 @@ def find_pairs(hr: str | Path, lr: str | Path | None, scale: int) -> list[Pair]:
     pictures = _by_name(Path(hr))
     if lr is None:
         return [Pair(name, path) for name, path in pictures.items()]
-    small = _by_name(Path(lr))
-    pairs, missing = [], []
-    for name, path in pictures.items():
-        match [small[key] for key in (name, f"{name}x{scale}") if key in small]:
-            case [found]:
-                pairs.append(Pair(name, path, found))
-            case []:
-                missing.append(name)
-            case [one, other]:
-                raise MTKDError(f"{path} has two LR pictures, {one} and {other}: remove one")
-    if missing:
-        raise MTKDError(
-            f"{len(missing)} of {len(pictures)} pictures of {hr} have no LR picture in {lr}: "
-            f"{first(missing)}. Wanted are the same names, with or without x{scale} at the end; "
-            "add them, or remove the LR folder and they are made."
-        )
-    return pairs
+    found = _aligned(pictures, Path(lr), scale, "LR", ", or remove the LR folder and they are made")
+    return [Pair(name, path, found[name]) for name, path in pictures.items()]
 
 
 class PairedImages(Dataset[tuple[RGB, RGB, str]]):
@@ -91,6 +77,30 @@ class PairedImages(Dataset[tuple[RGB, RGB, str]]):
             )
         return lr, hr, pair.name
 
+    def teacher_pictures(self, index: int) -> list[DeepRGB]:
+        """Give what each teacher made of the picture, read-only (scale * h, scale * w, 3), uint8 or uint16."""
+        pair = self.pairs[index]
+        made = [self.store.deep(path) for path in pair.teachers]
+        wanted = self[index][1].shape if made else None
+        for path, picture in zip(pair.teachers, made, strict=True):
+            if picture.shape != wanted:
+                raise MTKDError(
+                    f"{path} is {size(picture)}, but {self.scale} times the LR picture of {pair.hr} is "
+                    f"{size(self[index][1])}: make it anew from the LR picture, without cropping"
+                )
+        return made
+
+    def with_teachers(self, folders: Sequence[Path]) -> "PairedImages":
+        """The same pictures with those that teachers made of them, one folder a teacher, aligned by name.
+
+        Raises:
+            MTKDError: a folder is missing, or a picture in it.
+        """
+        pictures = {pair.name: pair.hr for pair in self.pairs}
+        made = [_aligned(pictures, folder, self.scale, "teacher's") for folder in folders]
+        pairs = [replace(pair, teachers=tuple(by_name[pair.name] for by_name in made)) for pair in self.pairs]
+        return PairedImages(pairs, self.scale, self.store, strict_size=self.strict_size)
+
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> list[tuple[int, int]]:
         """Decode what is not yet in the store, on all cores; give the height and width of each LR picture.
 
@@ -117,8 +127,13 @@ class PairedImages(Dataset[tuple[RGB, RGB, str]]):
         """Sha256 of the manifest: the same for the same pictures wherever they lie."""
         return sha256(json.dumps(self.manifest(), sort_keys=True).encode()).hexdigest()
 
+    def teacher_hash(self, teacher: int) -> str:
+        """Sha256 over all that one teacher made of the pictures."""
+        return sha256("".join(self.store.digest(pair.teachers[teacher]) for pair in self.pairs).encode()).hexdigest()
+
     def _lr_size(self, index: int) -> tuple[int, int]:
         height, width, _ = self[index][0].shape
+        self.teacher_pictures(index)
         return height, width
 
 
@@ -127,9 +142,29 @@ def first(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
-def size(image: RGB) -> str:
+def size(image: DeepRGB) -> str:
     """Height x width for a message."""
     return f"{image.shape[0]}x{image.shape[1]}"
+
+
+def _aligned(pictures: Mapping[str, Path], folder: Path, scale: int, whose: str, or_else: str = "") -> dict[str, Path]:
+    """Find the version of every picture in another folder, by name."""
+    others = _by_name(folder)
+    found, missing = {}, []
+    for name, path in pictures.items():
+        match [others[key] for key in (name, f"{name}x{scale}") if key in others]:
+            case [other]:
+                found[name] = other
+            case []:
+                missing.append(name)
+            case [one, other]:
+                raise MTKDError(f"{path} has two {whose} pictures, {one} and {other}: remove one")
+    if missing:
+        raise MTKDError(
+            f"{len(missing)} of {len(pictures)} pictures have no {whose} picture in {folder}: {first(missing)}. "
+            f"Wanted are the same names, with or without x{scale} at the end; add them{or_else}."
+        )
+    return found
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -1,6 +1,7 @@
-"""Where pictures come from: training, validation and benchmarks of one scale. Nothing is downloaded."""
+"""Where pictures come from: training, validation and benchmarks of one scale. Nothing is downloaded here."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,13 @@ TRAIN = {
 VALIDATION = {"immunohistochemistry": "ihc.png"}
 HELD_OUT = {"astronaut": "astronaut.png", "chelsea": "chelsea.png"}
 
+FLICKR2K = "Flickr2K/Flickr2K_HR"
+TITLES = {
+    "div2k": "DIV2K (academic use)",
+    "flickr2k": "Flickr2K (academic use)",
+    "df2k": "DF2K (DIV2K and Flickr2K, academic use)",
+}
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -27,10 +35,30 @@ class Pictures:
     benchmarks: dict[str, PairedImages]
     note: str
 
+    def with_teachers(self, folders: Sequence[Path]) -> "Pictures":
+        """Add what teachers made of the pictures, one folder a teacher.
+
+        A set's pictures are under its name (``train``, ``validation``, ``Set5``, ...) or, those of training and
+        validation, in the folder itself. A benchmark is left without if a teacher has no pictures of it.
+        """
+
+        def of(name: str, pairs: PairedImages) -> PairedImages:
+            return pairs.with_teachers([path / name if (path / name).is_dir() else path for path in folders])
+
+        return replace(
+            self,
+            train=of("train", self.train),
+            validation=of("validation", self.validation),
+            benchmarks={
+                name: of(name, pairs) if all((path / name).is_dir() for path in folders) else pairs
+                for name, pairs in self.benchmarks.items()
+            },
+        )
+
 
 def demo_photographs(scale: int, cache: str | Path) -> Pictures:
     """Seven colour photographs that scikit-image brings along: enough to see it work, never a benchmark."""
-    store = _store(cache)
+    store = picture_store(cache)
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
         raise MTKDError("the demonstration photographs come with scikit-image: pip install scikit-image")
@@ -78,22 +106,13 @@ def folders(
             f"   [benchmarks/Set5/LR_bicubic/X{scale}/*x{scale}.png]\n"
             "Give the folder with data.root=..."
         )
-    store = _store(cache)
+    store = picture_store(cache)
     train = _pairs(root / "train", scale)
     if (root / "validation").is_dir():
         validation = _pairs(root / "validation", scale)
         where = f"{len(validation)} of {root / 'validation'}"
     else:
-        if not 1 <= validation_pictures < len(train):
-            raise MTKDError(
-                f"cannot hold {validation_pictures} of the {len(train)} pictures of {root / 'train'} out for "
-                "validation: hold out at least 1 and leave at least 1 with data.validation_pictures=..., or "
-                f"put validation pictures in {root / 'validation'}"
-            )
-        count = len(train)
-        held = {(2 * k + 1) * count // (2 * validation_pictures) for k in range(validation_pictures)}
-        validation = [train[k] for k in sorted(held)]
-        train = [pair for k, pair in enumerate(train) if k not in held]
+        train, validation = _hold_out(train, validation_pictures, root / "train")
         where = f"{len(validation)} held out, evenly spaced"
     return Pictures(
         train=PairedImages(train, scale, store, strict_size=strict_size),
@@ -110,33 +129,117 @@ def div2k(
 
     The LR pictures of a scale are used where they are there and made, bicubic, where not.
     """
-    root = Path(root).expanduser()
-    absent = [name for name in ("DIV2K_train_HR", "DIV2K_valid_HR") if not (root / name).is_dir()]
-    if absent:
-        raise MTKDError(
-            f"DIV2K is not at {root}: no folder {' and no '.join(absent)}. Get DIV2K_train_HR.zip and "
-            f"DIV2K_valid_HR.zip, if wanted also DIV2K_train_LR_bicubic_X{scale}.zip and "
-            f"DIV2K_valid_LR_bicubic_X{scale}.zip (LR is made when absent), from "
-            "https://data.vision.ee.ethz.ch/cvl/DIV2K/ (for academic use), unpack them into one folder and "
-            "give that folder with data.root=..."
-        )
-    if validation_pictures < 1:
-        raise MTKDError(f"got validation_pictures {validation_pictures}; at least 1 is needed")
-    store = _store(cache)
+    return _with_div2k_valid("div2k", ["DIV2K_train_HR"], root, scale, cache, validation_pictures, strict_size)
 
-    def pairs(part: str) -> list[Pair]:
-        return _with_lr(root / f"DIV2K_{part}_HR", root / f"DIV2K_{part}_LR_bicubic", scale)
 
-    train, validation = pairs("train"), pairs("valid")[:validation_pictures]
+def df2k(
+    root: str | Path, scale: int, cache: str | Path, validation_pictures: int = 10, strict_size: bool = False
+) -> Pictures:
+    """Take DIV2K and Flickr2K out of one root: train on both; the rest is as in `div2k`."""
+    hr = ["DIV2K_train_HR", FLICKR2K]
+    return _with_div2k_valid("df2k", hr, root, scale, cache, validation_pictures, strict_size)
+
+
+def flickr2k(
+    root: str | Path, scale: int, cache: str | Path, validation_pictures: int = 10, strict_size: bool = False
+) -> Pictures:
+    """Take Flickr2K as its archive unpacks; validation is held out of it as in `folders`, `benchmarks` likewise."""
+    root = _published("flickr2k", [FLICKR2K], root, scale)
+    store = picture_store(cache)
+    train, validation = _hold_out(_hr_folder(root, FLICKR2K, scale), validation_pictures, root / FLICKR2K)
     return Pictures(
         train=PairedImages(train, scale, store, strict_size=strict_size),
         validation=PairedImages(validation, scale, store, strict_size=strict_size),
-        benchmarks=_benchmarks(root, scale, store, strict_size=strict_size),
-        note=f"DIV2K (academic use): {len(train)} training, the first {len(validation)} validation pictures.",
+        benchmarks=_benchmarks(root, scale, store, strict_size),
+        note=f"{TITLES['flickr2k']}: {len(train)} training pictures; validation on {len(validation)} held out.",
     )
 
 
-def _store(cache: str | Path) -> PictureStore:
+def _with_div2k_valid(
+    name: str, hr: list[str], root: str | Path, scale: int, cache: str | Path, validation_pictures: int, strict: bool
+) -> Pictures:
+    root = _published(name, [*hr, "DIV2K_valid_HR"], root, scale)
+    if validation_pictures < 1:
+        raise MTKDError(f"got validation_pictures {validation_pictures}; at least 1 is needed")
+    store = picture_store(cache)
+    train = [pair for folder in hr for pair in _hr_folder(root, folder, scale)]
+    validation = _hr_folder(root, "DIV2K_valid_HR", scale)[:validation_pictures]
+    return Pictures(
+        train=PairedImages(train, scale, store, strict_size=strict),
+        validation=PairedImages(validation, scale, store, strict_size=strict),
+        benchmarks=_benchmarks(root, scale, store, strict_size=strict),
+        note=f"{TITLES[name]}: {len(train)} training, the first {len(validation)} validation pictures of DIV2K.",
+    )
+
+
+def _published(name: str, hr: list[str], root: str | Path, scale: int) -> Path:
+    root = Path(root).expanduser()
+    absent = [folder for folder in hr if not (root / folder).is_dir()]
+    if absent:
+        raise MTKDError(
+            f"{TITLES[name]} is not at {root}: no folder {' and no '.join(absent)}. Get it with\n"
+            f"  python -m mtkd_lightning.data name={name} root={root} scales=[{scale}]\n"
+            "or give the folder that its archives were unpacked into with data.root=... (LR is made when absent)"
+        )
+    return root
+
+
+def _hr_folder(root: Path, hr: str, scale: int) -> list[Pair]:
+    """Pairs of one of the published folders, named *_HR beside *_LR_bicubic."""
+    return _with_lr(root / hr, root / f"{hr.removesuffix('_HR')}_LR_bicubic", scale)
+
+
+def _hold_out(pairs: list[Pair], count: int, where: Path) -> tuple[list[Pair], list[Pair]]:
+    """Split evenly spaced ones off: (rest, held out)."""
+    if not 1 <= count < len(pairs):
+        raise MTKDError(
+            f"cannot hold {count} of the {len(pairs)} pictures of {where} out for validation: hold out at least 1 and "
+            "leave at least 1 with data.validation_pictures=..., or, with data=folders, put validation pictures in "
+            "<data.root>/validation"
+        )
+    held = {(2 * k + 1) * len(pairs) // (2 * count) for k in range(count)}
+    return [pair for k, pair in enumerate(pairs) if k not in held], [pairs[k] for k in sorted(held)]
+
+
+def benchmarks(root: str | Path, scale: int, cache: str | Path, only: Sequence[str] | None = None) -> Pictures:
+    """Take every benchmark under a folder, and nothing to train on.
+
+    Args:
+        root: holds `<name>/HR` or `benchmarks/<name>`, each maybe with `LR_bicubic/X{scale}`, and `DIV2K_valid_HR`.
+        scale: of LR to HR; LR pictures that are not there are made, bicubic.
+        cache: folder for decoded pictures.
+        only: names, in the order of the table; None for all, sorted.
+    """
+    root = Path(root).expanduser()
+    store = picture_store(cache)
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    found = {
+        folder.name: PairedImages(_pairs(folder, scale), scale, store)
+        for folder in folders
+        if (folder / "HR").is_dir() and not folder.name.startswith(".")
+    } | _benchmarks(root, scale, store, strict_size=False)
+    for parent in (root, root / "DIV2K"):
+        if (parent / "DIV2K_valid_HR").is_dir():
+            pairs = _with_lr(parent / "DIV2K_valid_HR", parent / "DIV2K_valid_LR_bicubic", scale)
+            found["DIV2K_valid"] = PairedImages(pairs, scale, store)
+    if not found:
+        raise MTKDError(
+            f"no benchmark at {root}. Wanted (in brackets: optional) is\n"
+            f"  {root}/\n"
+            "    Set5/HR/*.png\n"
+            f"   [Set5/LR_bicubic/X{scale}/*x{scale}.png]\n"
+            "   [DIV2K_valid_HR/*.png]\n"
+            "Give the folder with data.root=..."
+        )
+    if absent := [name for name in only or () if name not in found]:
+        raise MTKDError(f"there is no benchmark {absent[0]} at {root}; there are {', '.join(sorted(found))}")
+    none = PairedImages([], scale, store)
+    chosen = {name: found[name] for name in only or sorted(found)}
+    return Pictures(train=none, validation=none, benchmarks=chosen, note="Benchmarks alone.")
+
+
+def picture_store(cache: str | Path) -> PictureStore:
+    """Give the store that all sources of a cache share."""
     return PictureStore(Path(cache).expanduser() / "pictures")
 
 

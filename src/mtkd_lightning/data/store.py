@@ -12,10 +12,11 @@ from math import prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
-from mtkd_lightning.data.images import RGB, read_rgb
+from mtkd_lightning.data.images import RGB, DeepRGB, read_deep_rgb, read_rgb
 from mtkd_lightning.data.resize import downscale
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.files import file_sha256, replacing
@@ -28,7 +29,8 @@ class PictureStore:
     """Decoded pictures under `root`, named by the sha256 of the file that they came from.
 
     `<root>/ab/ab....npy` is a picture, `<root>/ab/ab...-bicubic-x4.npy` its low-resolution version,
-    `<root>/digests` remembers which file had which sha256. All of it can be deleted and is made again.
+    `<root>/ab/ab...-deep.npy` one that keeps its 16 bits, `<root>/digests` remembers which file had which sha256.
+    All of it can be deleted and is made again.
     Processes and threads may share a root; a store that is sent to another process opens its own maps.
     """
 
@@ -47,7 +49,8 @@ class PictureStore:
         Raises:
             MTKDError: the file is not a picture that can be read, or the store cannot be written.
         """
-        return self._get(self._file(path, ""), lambda: read_rgb(path))
+        picture: RGB = self._get(self._file(path, ""), lambda: read_rgb(path))
+        return picture
 
     def lr(self, path: str | Path, scale: int) -> RGB:
         """Give the bicubic LR (H // scale, W // scale, 3), read-only; cropped right and bottom before.
@@ -55,7 +58,12 @@ class PictureStore:
         Raises:
             MTKDError: as `rgb`, or the picture is smaller than the scale.
         """
-        return self._get(self._file(path, f"-bicubic-x{scale}"), lambda: self._downscale(path, scale))
+        picture: RGB = self._get(self._file(path, f"-bicubic-x{scale}"), lambda: self._downscale(path, scale))
+        return picture
+
+    def deep(self, path: str | Path) -> DeepRGB:
+        """Give the picture in 16 bits if the file has them, else in 8, read-only (H, W, 3)."""
+        return self._get(self._file(path, "-deep"), lambda: read_deep_rgb(path))
 
     def digest(self, path: str | Path) -> str:
         """Give the sha256 of the file's content, computed again when its size or time of change differ."""
@@ -88,7 +96,7 @@ class PictureStore:
         digest = self.digest(path)
         return self.root / digest[:2] / f"{digest}{what}.npy"
 
-    def _get(self, file: Path, make: Callable[[], RGB]) -> RGB:
+    def _get(self, file: Path, make: Callable[[], DeepRGB]) -> Any:
         with suppress(OSError, ValueError, EOFError):  # absent, or damaged since it was written
             return self._open(file)
         data = BytesIO()
@@ -117,12 +125,12 @@ class PictureStore:
             ) from error
 
 
-def _open(file: Path) -> RGB:
+def _open(file: Path) -> DeepRGB:
     # np.load with a map does the same in twice the time, and training opens two files a sample.
     with file.open("rb") as handle:
         np.lib.format.read_magic(handle)
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(handle)
-        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or fortran_order:
+        if dtype not in (np.uint8, np.uint16) or len(shape) != 3 or shape[2] != 3 or fortran_order:
             raise ValueError(f"{file} holds {dtype} of shape {shape}")
         content = mmap(handle.fileno(), 0, access=ACCESS_READ)
-        return np.frombuffer(content, np.uint8, prod(shape), handle.tell()).reshape(shape)
+        return np.frombuffer(content, dtype, prod(shape), handle.tell()).reshape(shape)

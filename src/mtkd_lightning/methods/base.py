@@ -23,6 +23,11 @@ class Method(nn.Module, ABC):
         self.student = student
         self.teacher = teacher
 
+    def enlarge(self, batch: SRBatch) -> Tensor:
+        """The student's picture (b, 3, scale * h, scale * w)."""
+        sr: Tensor = self.student(batch.lr)
+        return sr
+
     @abstractmethod
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
         """Loss terms of a batch in 0..1, each a scalar that already carries its weight."""

@@ -43,8 +43,8 @@ class MTKD(Method):
 
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
         """Give ``response`` and ``ground_truth``."""
-        sr = self.student(batch.lr)
+        sr = self.enlarge(batch)
         return {
-            "response": self.weights["response"] * self.response(sr, self.teacher(batch.lr)),
+            "response": self.weights["response"] * self.response(sr, self.teacher(batch.lr, batch.teacher_sr)),
             "ground_truth": self.weights["ground_truth"] * l1(sr, batch.hr),
         }

@@ -1,7 +1,4 @@
-"""Plain supervised training, the twin that every distilled student is compared with.
-
-It also trains the teachers, and the aggregator of stage 1 of MTKD: there the student is an `Ensemble`.
-"""
+"""Plain supervised training, the twin that every distilled student is compared with; it also trains the teachers."""
 
 from torch import Tensor
 
@@ -17,4 +14,4 @@ class Scratch(Method):
 
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
         """Give ``ground_truth``."""
-        return {"ground_truth": l1(self.student(batch.lr), batch.hr)}
+        return {"ground_truth": l1(self.enlarge(batch), batch.hr)}

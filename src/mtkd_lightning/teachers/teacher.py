@@ -1,6 +1,6 @@
 """Frozen teachers, and the ensemble that makes one of several."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -19,9 +19,12 @@ class Teacher:
         self.net = net.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, lr: Tensor) -> Tensor:
-        """Enlarge ``lr`` (b, 3, h, w) to (b, 3, scale * h, scale * w), both in 0..1."""
-        sr: Tensor = self.net(lr)
+    def __call__(self, lr: Tensor, teacher_sr: Tensor | None = None) -> Tensor:
+        """Enlarge ``lr`` (b, 3, h, w) to (b, 3, scale * h, scale * w), both in 0..1.
+
+        ``teacher_sr`` (b, k, 3, scale * h, scale * w) are the pictures for a network that takes such, see `Ensemble`.
+        """
+        sr: Tensor = self.net(lr) if teacher_sr is None else self.net(lr, teacher_sr)
         return sr
 
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
@@ -32,22 +35,48 @@ class Teacher:
 class Ensemble(nn.Module):
     """Named members, in an order that is part of the result, and the aggregator of their pictures.
 
-    Trained as it stands it is stage 1 of MTKD: the members are teachers, the aggregator alone has parameters.
-    Wrapped in a `Teacher` it is what stage 2 learns from.
+    A member is a teacher, or None: then its picture is given. Trained as it stands the ensemble is stage 1 of MTKD: the
+    aggregator alone has parameters. Wrapped in a `Teacher` it is what stage 2 learns from.
     """
 
-    def __init__(self, members: Mapping[str, Teacher], aggregator: nn.Module) -> None:
+    def __init__(self, members: Mapping[str, Teacher | None], aggregator: nn.Module) -> None:
         super().__init__()
         self.members = dict(members)
         self.aggregator = aggregator
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge ``lr`` (b, 3, h, w) with every member, and merge: (b, 3, scale * h, scale * w)."""
-        images = torch.stack([member(lr) for member in self.members.values()], dim=1)
-        sr: Tensor = self.aggregator(images)
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a member's picture has to be given."""
+        return None in self.members.values()
+
+    def forward(self, lr: Tensor, teacher_sr: Tensor | None = None) -> Tensor:
+        """Enlarge ``lr`` (b, 3, h, w) with every member, and merge: (b, 3, scale * h, scale * w).
+
+        ``teacher_sr`` (b, k, 3, scale * h, scale * w) are the pictures of the k members that are None, in their order.
+        """
+        given = iter(() if teacher_sr is None else teacher_sr.unbind(1))
+        return self.merge([next(given) if member is None else member(lr) for member in self.members.values()])
+
+    def merge(self, images: Sequence[Tensor]) -> Tensor:
+        """Merge pictures that the members have made, in their order, each (b, 3, scale * h, scale * w)."""
+        sr: Tensor = self.aggregator(torch.stack(list(images), dim=1))
         return sr
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for member in self.members.values():
+        for member in filter(None, self.members.values()):
             member.apply_to_tensors(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class GivenPicture(nn.Module):
+    """A teacher that is no network: gives the picture number ``index`` of those that are given."""
+
+    takes_pictures = True
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, lr: Tensor, teacher_sr: Tensor) -> Tensor:
+        """(b, k, 3, H, W) to (b, 3, H, W)."""
+        return teacher_sr[:, self.index]
