@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from mtkd_lightning.networks import Weights, load, locate
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.recipe import Recipe
 from mtkd_lightning.teachers.aggregators import Mean
+from mtkd_lightning.teachers.cache import Settings, TeacherCache
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 from mtkd_lightning.training import CHECKPOINT, device_name, resumable, train
 from mtkd_lightning.typing import SRBatch
@@ -63,7 +64,10 @@ class Pipeline:
         self.device = torch.device("cuda" if gpu else "cpu")
         # Lightning's own "auto" would take an Apple GPU, which has no float64 for the metrics.
         self.trainer = partial(build, config.trainer, accelerator="gpu" if gpu else "cpu")
-        self.needs_teacher: bool = getattr(_class(config.method._target_), "needs_teacher", True)
+        kind = _class(config.method._target_)
+        self.needs_teacher: bool = getattr(kind, "needs_teacher", True)
+        self.learns_from_pictures = bool(config.teacher.cache and getattr(kind, "pictures_suffice", False))
+        self.settings = Settings(**{key.name: config.teacher[key.name] for key in fields(Settings)})
         if self.needs_teacher and (folders := [Path(folder).expanduser() for folder in self._folders().values()]):
             self.pictures = self.pictures.with_teachers(folders)
         self._seen_better: set[str] = set()
@@ -94,6 +98,12 @@ class Pipeline:
         """Train every member that has no weights yet."""
         for name in self._members() if self.needs_teacher else ():
             self._member(name, make=True)
+
+    def cache(self) -> None:
+        """Make the members' pictures ahead of the stages that would make them when they need them."""
+        if self.needs_teacher and self.config.teacher.cache:
+            for pairs in (self.pictures.train, self.pictures.validation):
+                self._with_members(pairs)
 
     def aggregation(self) -> None:
         """Stage 1: train the aggregator on the frozen members' pictures."""
@@ -209,7 +219,7 @@ class Pipeline:
             f"{self.config.teacher.name}_{name}_x{self.scale}",
             "teachers",
             {"network": plain(node.backbone)},
-            lambda: Scratch(build(node.backbone)),
+            lambda: (Scratch(build(node.backbone)), self.pictures),
             make,
             seed=node.get("seed"),
         )
@@ -220,8 +230,12 @@ class Pipeline:
         return self._artifact(
             f"{self.config.teacher.name}_{'-'.join(self._members())}_x{self.scale}_{self.config.aggregator_name}",
             "aggregation",
-            {"network": plain(self.config.aggregator), "members": self._member_hashes()},
-            lambda: Aggregation(Ensemble(self._approved(), self._merger())),
+            {
+                "network": plain(self.config.aggregator),
+                "members": self._member_hashes(),
+                "teacher_pictures": self._kept(),
+            },
+            self._merging,
             make,
         )
 
@@ -233,6 +247,7 @@ class Pipeline:
                 "network": plain(self.config.student),
                 "method": plain(self.config.method),
                 "teacher": self._teacher_config() if self.needs_teacher else None,
+                "teacher_pictures": self._kept() if self.learns_from_pictures else None,
             },
             self._taught,
             make,
@@ -243,7 +258,7 @@ class Pipeline:
         stem: str,
         stage: str,
         config: dict[str, Any],
-        method: Callable[[], Method],
+        method: Callable[[], tuple[Method, Pictures]],
         make: bool,
         seed: int | None = None,
     ) -> Artifact:
@@ -273,14 +288,14 @@ class Pipeline:
             with replacing(self.runs / stem / "config.yaml") as temporary:
                 temporary.write_text(OmegaConf.to_yaml(self.config, resolve=True))
             seed_everything(recipe.seed, verbose=False)
-            trained = method()
+            trained, pictures = method()
             if recipe.init_from is not None:
                 source = Path(recipe.init_from).expanduser()
                 load_published(_learned(trained.student), read_tensors(source), source)
             record = train(
                 trained,
                 recipe,
-                self.pictures,
+                pictures,
                 trainer=self.trainer,
                 run=self.runs / stem,
                 checkpoint=self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint),
@@ -344,42 +359,98 @@ class Pipeline:
             raise MTKDError(f"teacher.members.{name}.weights={node.weights} enlarge x{scale}, but scale={self.scale}")
         return Teacher(network)
 
-    def _approved(self) -> dict[str, Teacher | None]:
-        """The members, after each has shown that it is better than bicubic."""
-        members = {name: self._teacher(name) for name in self._members()}
-        for name, network in self._named(members).items():
-            if name in self._seen_better:
-                continue
-            own, bicubic = evaluation.beside_bicubic(network, self.pictures.validation, self.device)
-            log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
-            if not own > bicubic and not self.config.teacher.accept_weak:
-                raise MTKDError(
-                    f"teacher {name} scores {own:.2f} dB on a few validation pictures, bicubic {bicubic:.2f} dB: "
-                    "nothing can be learnt from it. Weights of another network or scale, another range of values or "
-                    "another way of making LR pictures are the usual reasons, or a training that was too short. "
-                    "To teach with it nevertheless say teacher.accept_weak=true."
-                )
-            self._seen_better.add(name)
-        return members
-
-    def _named(self, members: dict[str, Teacher | None]) -> dict[str, nn.Module]:
-        """What gives each member's picture alone."""
-        given = itertools.count()
-        return {name: member.net if member else GivenPicture(next(given)) for name, member in members.items()}
+    def _approved(self, name: str) -> Teacher | None:
+        """A member, after it has shown that it is better than bicubic."""
+        member = self._teacher(name)
+        if name in self._seen_better:
+            return member
+        network = member.net if member else GivenPicture(list(self._folders()).index(name))
+        own, bicubic = evaluation.beside_bicubic(network, self.pictures.validation, self.device)
+        log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
+        if not own > bicubic and not self.config.teacher.accept_weak:
+            raise MTKDError(
+                f"teacher {name} scores {own:.2f} dB on a few validation pictures, bicubic {bicubic:.2f} dB: "
+                "nothing can be learnt from it. Weights of another network or scale, another range of values or "
+                "another way of making LR pictures are the usual reasons, or a training that was too short. "
+                "To teach with it nevertheless say teacher.accept_weak=true."
+            )
+        self._seen_better.add(name)
+        return member
 
     def _ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
         merger, aggregator = self._merger(), self._aggregator()
         return Ensemble(members, _load(merger, aggregator) if aggregator else merger)
 
-    def _taught(self) -> Method:
-        student = build(self.config.student)  # first: its weights follow from the seed, whatever its teacher is
-        return self._method(student, Teacher(self._ensemble(self._approved())) if self.needs_teacher else None)
+    # What is trained, and on which pictures. What learns is built first: its weights follow from the seed alone.
+
+    def _merging(self) -> tuple[Method, Pictures]:
+        """Stage 1."""
+        merger = self._merger()
+        if not self.config.teacher.cache:
+            members = {name: self._approved(name) for name in self._members()}
+            return Aggregation(Ensemble(members, merger)), self.pictures
+        train, validation = map(self._with_members, (self.pictures.train, self.pictures.validation))
+        merged = replace(self.pictures, train=train, validation=validation)
+        return Aggregation(Ensemble(dict.fromkeys(self._members()), merger)), merged
+
+    def _taught(self) -> tuple[Method, Pictures]:
+        """Stage 2."""
+        student = build(self.config.student)
+        if not self.needs_teacher:
+            return self._method(student, None), self.pictures
+        if not self.learns_from_pictures:
+            members = {name: self._approved(name) for name in self._members()}
+            return self._method(student, Teacher(self._ensemble(members))), self.pictures
+        merged = replace(self.pictures, train=self._with_merged(self.pictures.train))
+        return self._method(student, Teacher(GivenPicture())), merged
+
+    # Teachers' pictures, made once.
+
+    def _kept(self) -> dict[str, Any] | None:
+        """How teachers' pictures are made and kept, or None where the teachers run online."""
+        return asdict(self.settings) if self.config.teacher.cache else None
+
+    def _with_members(self, pairs: PairedImages) -> PairedImages:
+        """Every member's picture beside each pair."""
+        given = iter(zip(*(pair.teachers for pair in pairs.pairs), strict=True))
+        bare = pairs.with_files([])
+        return pairs.with_files(
+            [next(given) if name in self._folders() else self._pictures_of(name, bare) for name in self._members()]
+        )
+
+    def _pictures_of(self, name: str, pairs: PairedImages) -> list[Path]:
+        def network() -> nn.Module:
+            member = self._approved(name)
+            assert member is not None
+            return member.net
+
+        return self._cache(self._member(name).sha256).make(
+            pairs, network, self.device, f"teacher {name}", _say_progress
+        )
+
+    def _with_merged(self, pairs: PairedImages) -> PairedImages:
+        """The ensemble's picture beside each pair."""
+        members = self._with_members(pairs)
+        names = self._members()
+        if len(names) == 1 and isinstance(self._merger(), Mean):
+            return members
+        cache = self._cache(self._teacher_config())
+        ensemble = partial(self._ensemble, dict.fromkeys(names))
+        label = f"aggregator {self.config.aggregator_name}"
+        return pairs.with_files([cache.make(members, ensemble, self.device, label, _say_progress)])
+
+    def _cache(self, made_by: Any) -> TeacherCache:
+        return TeacherCache(Path(self.config.paths.cache).expanduser() / "teachers", self.settings, made_by)
 
     def _networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"bicubic": Bicubic(self.scale)}
         if self.needs_teacher:
             ensemble = self._ensemble({name: self._teacher(name) for name in self._members()})
-            networks |= {f"teacher {name}": network for name, network in self._named(ensemble.members).items()}
+            given = itertools.count()
+            networks |= {
+                f"teacher {name}": member.net if member else GivenPicture(next(given))
+                for name, member in ensemble.members.items()
+            }
             networks[MEAN] = Ensemble(ensemble.members, Mean(self.scale, len(ensemble.members)))
             if not isinstance(ensemble.aggregator, Mean):
                 networks[f"aggregator {self.config.aggregator_name}"] = ensemble

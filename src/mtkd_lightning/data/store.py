@@ -65,6 +65,17 @@ class PictureStore:
         """Give the picture in 16 bits if the file has them, else in 8, read-only (H, W, 3)."""
         return self._get(self._file(path, "-deep"), lambda: read_deep_rgb(path))
 
+    def mapped(self, file: Path) -> DeepRGB:
+        """Open an array that is a file of its own, (H, W, 3) of 8 or 16 bits, read-only.
+
+        Raises:
+            MTKDError: it is missing or damaged.
+        """
+        try:
+            return self._open(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise MTKDError(f"{file} cannot be read ({error}): delete it, and it is made again") from error
+
     def digest(self, path: str | Path) -> str:
         """Give the sha256 of the file's content, computed again when its size or time of change differ."""
         file = Path(path).absolute()
