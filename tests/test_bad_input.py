@@ -57,7 +57,7 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("+teacher.members.x.weights=lkdm_x2", "Did you mean lkdn_x2"),
         ("+teacher.members.x.folder=nowhere", "nowhere does not exist"),
         ("scale=5", "scale=5: allowed are 2, 3, 4"),
-        ("stages=[teacher]", "stages='teacher': allowed are teachers, aggregation"),
+        ("stages=[teacher]", "stages='teacher': allowed are teachers, cache, aggregation"),
         ("existing=overwrite", "existing='overwrite': allowed are stop, remake"),
         ("training.distillation.steps=0", "steps=0 in a recipe: it must be a whole number above 0"),
         ("training.distillation.ema_decay=1", "ema_decay=1 in a recipe: it must lie in [0, 1)"),
@@ -89,7 +89,7 @@ def test_a_value_that_only_the_user_knows(refused, tmp_path):
     ("overrides", "expected"),
     [
         (["data=folders", "data.root=nowhere"], ["nowhere/train", "data.root="]),
-        (["data=div2k", "data.root=nowhere"], ["nowhere", "DIV2K_train_HR.zip", "data.root="]),
+        (["data=div2k", "data.root=nowhere"], ["nowhere", "python -m mtkd_lightning.data name=div2k", "data.root="]),
     ],
 )
 def test_missing_data(refused, overrides, expected):

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from mtkd_lightning import pipeline
+from mtkd_lightning import making, pipeline
 from mtkd_lightning.backbones.edsr import EDSR
 from mtkd_lightning.config import CONF
 from mtkd_lightning.data.batches import TrainingBatches, WholePictures
@@ -213,7 +213,7 @@ def test_a_student_and_its_twin_start_and_are_fed_alike(root, tmp_path, monkeypa
 
             return train(*arguments, trainer=loop, label=label, **options)
 
-        monkeypatch.setattr(pipeline, "train", spied)
+        monkeypatch.setattr(making, "train", spied)
         short = ("steps=3", "batch_size=2", "lr_patch=8")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(
@@ -223,7 +223,7 @@ def test_a_student_and_its_twin_start_and_are_fed_alike(root, tmp_path, monkeypa
                     f"paths.root={tmp_path}", "aggregator_name=a", "data=folders", f"data.root={root}",
                     "student.features=4", "student.groups=1", "student.blocks=1", "student.reduction=2",
                     "teacher.members.edsr.backbone.features=4", "~teacher.members.swinir", "~teacher.members.rcan",
-                    "stages=[teachers,aggregation,distillation]",
+                    "stages=[teachers,aggregation,distillation]", "teacher.accept_weak=true",
                     *(f"training.{stage}.{x}" for stage in ("teachers", "aggregation", "distillation") for x in short),
                 ],
             )  # fmt: skip

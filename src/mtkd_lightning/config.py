@@ -20,8 +20,9 @@ PACKAGE = Path(__file__).parent
 # Inside an installed wheel, or beside src/ in a checkout.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if p.is_dir())
 
-STAGES = ("teachers", "aggregation", "distillation", "evaluation", "report")
+STAGES = ("teachers", "cache", "aggregation", "distillation", "evaluation", "report")
 SCALES = (2, 3, 4)
+TEACHER = {"accept_weak", "cache", "bits", "self_ensemble", "tile", "overlap"}
 GROUPS = {"paths", "data", "teacher", "aggregator", "method", "trainer", "student"}
 
 
@@ -36,7 +37,7 @@ def check(config: DictConfig) -> None:
     check_keys(config, "config")
     _refuse_unknown("paths", config.paths, {"root", "weights", "runs", "cache"})
     _refuse_unknown("training", config.training, {"teachers", "aggregation", "distillation"})
-    _refuse_unknown("teacher", config.teacher, {"name", "members", "accept_weak"})
+    _refuse_unknown("teacher", config.teacher, {"name", "members"} | TEACHER)
     for name, member in config.teacher.members.items():
         _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights", "seed", "folder"})
         if member.get("folder") and (member.get("backbone") or member.get("weights")):

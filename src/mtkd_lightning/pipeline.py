@@ -3,39 +3,32 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.utils import get_class
-from lightning.pytorch import seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from mtkd_lightning import artifacts, evaluation, report
-from mtkd_lightning.artifacts import Artifact, OtherConfigurationError
+from mtkd_lightning import evaluation, report
+from mtkd_lightning.artifacts import Artifact
 from mtkd_lightning.config import STAGES, build, plain
 from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.files import file_sha256, replacing
-from mtkd_lightning.methods.aggregation import Aggregation
+from mtkd_lightning.files import replacing
+from mtkd_lightning.lineup import Lineup
+from mtkd_lightning.making import Maker, load, say_progress
 from mtkd_lightning.methods.base import Method
-from mtkd_lightning.methods.scratch import Scratch
 from mtkd_lightning.metrics.functional import SSIM_SIDE
-from mtkd_lightning.networks import Weights, load, locate
 from mtkd_lightning.published import load_published, read_tensors
-from mtkd_lightning.recipe import Recipe
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
-from mtkd_lightning.training import CHECKPOINT, device_name, resumable, train
+from mtkd_lightning.training import device_name
 from mtkd_lightning.typing import SRBatch
 
 log = logging.getLogger(__name__)
@@ -54,33 +47,29 @@ class Pipeline:
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self.scale: int = config.scale
-        self.weights, self.runs = (Path(config.paths[key]).expanduser() for key in ("weights", "runs"))
-        self.recipes: dict[str, Recipe] = {stage: build(node) for stage, node in config.training.items()}
-        self.pictures: Pictures = build(config.data)
-        gpu = config.trainer.accelerator == "gpu" or (
-            config.trainer.accelerator == "auto" and torch.cuda.is_available()
-        )
-        self.device = torch.device("cuda" if gpu else "cpu")
-        # Lightning's own "auto" would take an Apple GPU, which has no float64 for the metrics.
-        self.trainer = partial(build, config.trainer, accelerator="gpu" if gpu else "cpu")
-        self.needs_teacher: bool = getattr(_class(config.method._target_), "needs_teacher", True)
-        if self.needs_teacher and (folders := [Path(folder).expanduser() for folder in self._folders().values()]):
-            self.pictures = self.pictures.with_teachers(folders)
-        self._seen_better: set[str] = set()
+        self.maker = Maker(config)
+        pictures: Pictures = build(config.data)
+        kind = _class(config.method._target_)
+        self.teacher = Lineup(config, pictures, self.maker) if getattr(kind, "needs_teacher", True) else None
+        self.learns_from_pictures = bool(config.teacher.cache and getattr(kind, "pictures_suffice", False))
+        self.pictures = self.teacher.pictures if self.teacher else pictures
         self._try()
 
     def _try(self) -> None:
         """Build everything, networks on shapes alone, and try the losses, so that what cannot work ends here."""
-        self.trainer(logger=False)
+        self.maker.trainer(logger=False)
         if {"evaluation", "report"} & set(self.config.stages):
             self._benchmarks()
-        members = {name: self._teacher(name, shape_alone=True) for name in self._members() if self.needs_teacher}
+        teacher = self.teacher
+        members = {name: teacher.member(name, shape_alone=True) for name in teacher.names} if teacher else {}
         with torch.device("meta"):
-            self._method(build(self.config.student), Teacher(Ensemble(members, self._merger())))
-        patch, enlarge = self.recipes["distillation"].lr_patch, nn.Upsample(scale_factor=self.scale)
+            merger = build(self.config.aggregator, members=len(self.config.teacher.members))
+            self._method(build(self.config.student), Teacher(Ensemble(members, merger)))
+        distillation = self.maker.recipes["distillation"]
+        patch, enlarge = distillation.lr_patch, nn.Upsample(scale_factor=self.scale)
         lr = torch.zeros(1, 3, patch, patch)
         self._method(enlarge, Teacher(enlarge))(SRBatch(lr, enlarge(lr), [""]))
-        if (given := self.recipes["distillation"].init_from) is not None:
+        if (given := distillation.init_from) is not None:
             load_published(build(self.config.student), read_tensors(Path(given).expanduser()), given)
 
     def run(self) -> None:
@@ -92,13 +81,20 @@ class Pipeline:
 
     def teachers(self) -> None:
         """Train every member that has no weights yet."""
-        for name in self._members() if self.needs_teacher else ():
-            self._member(name, make=True)
+        if self.teacher:
+            for name in self.teacher.names:
+                self.teacher.artifact_of(name, make=True)
+
+    def cache(self) -> None:
+        """Make the members' pictures ahead of the stages that would make them when they need them."""
+        if self.teacher and self.teacher.cached:
+            for pairs in (self.pictures.train, self.pictures.validation):
+                self.teacher.with_members(pairs)
 
     def aggregation(self) -> None:
         """Stage 1: train the aggregator on the frozen members' pictures."""
-        if self.needs_teacher:
-            self._aggregator(make=True)
+        if self.teacher:
+            self.teacher.aggregator(make=True)
 
     def distillation(self) -> None:
         """Stage 2: train the student."""
@@ -109,7 +105,7 @@ class Pipeline:
         if self._metrics() is not None:
             log.info("evaluation: %s is there.", self.folder / "metrics.json")
             return
-        metrics = evaluation.evaluate(self._networks(), self._benchmarks(), self.scale, self.device)
+        metrics = evaluation.evaluate(self._networks(), self._benchmarks(), self.scale, self.maker.device)
         with replacing(self.folder / "metrics.json") as temporary:
             temporary.write_text(json.dumps({"of": self._evaluated(), **metrics}, indent=1) + "\n")
 
@@ -123,7 +119,7 @@ class Pipeline:
         table = report.write_tables(metrics, self.folder, self.config.name, self.pictures.note)
         networks = {name: net for name, net in self._networks().items() if name != MEAN}
         crops = self.folder / "crops.png"
-        report.write_crops(networks, self._benchmarks(), self.scale, self.device, crops)
+        report.write_crops(networks, self._benchmarks(), self.scale, self.maker.device, crops)
         log.info("\n%s\nTable: %s and results.csv; crops: %s", table, self.folder / "results.md", crops)
 
     def _metrics(self) -> dict[str, Any] | None:
@@ -137,28 +133,28 @@ class Pipeline:
     def _evaluated(self) -> dict[str, Any]:
         return {
             "student": self._student().sha256,
-            "teacher": self._teacher_config() if self.needs_teacher else None,
+            "teacher": self.teacher and self.teacher.made_by(),
             "benchmarks": {name: pairs.manifest_hash() for name, pairs in self._benchmarks().items()},
         }
 
     @property
     def folder(self) -> Path:
         """Of this run: curves, metrics, tables, crops."""
-        return self.runs / str(self.config.name)
+        return self.maker.runs / str(self.config.name)
 
     def _introduce(self) -> None:
-        log.info("%s on %s. %s", self.config.name, device_name(self.device), self.pictures.note)
+        log.info("%s on %s. %s", self.config.name, device_name(self.maker.device), self.pictures.note)
         sets = {"train": self.pictures.train, "validation": self.pictures.validation, **self.pictures.benchmarks}
         for name, pairs in sets.items():
             names = [pair.name for pair in pairs.pairs]
             log.info("  %s: %s", name, ", ".join(names) if len(names) <= 8 else f"{len(names)} pictures")
-        if asked := [self.recipes[stage] for stage in self.recipes.keys() & set(self.config.stages)]:
+        if asked := [self.maker.recipes[stage] for stage in self.maker.recipes.keys() & set(self.config.stages)]:
             recipe = max(asked, key=lambda recipe: recipe.lr_patch)
             TrainingBatches(
                 self.pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed
-            ).prepare(_say_progress)
+            ).prepare(say_progress)
         for pairs in (self.pictures.validation, *self.pictures.benchmarks.values()):
-            smallest = min(min(size) for size in pairs.prepare(_say_progress)) * self.scale
+            smallest = min(min(size) for size in pairs.prepare(say_progress)) * self.scale
             if smallest < (needed := SSIM_SIDE + 2 * self.scale):
                 raise MTKDError(
                     f"a picture of {pairs.pairs[0].hr.parent} has a side of {smallest} pixels; scoring needs {needed} "
@@ -175,225 +171,53 @@ class Pipeline:
 
     # What is built from the configuration. Networks are built right after seeding where they are trained.
 
-    def _members(self) -> list[str]:
-        return list(self.config.teacher.members)
-
-    def _folders(self) -> dict[str, str]:
-        """Members that are pictures on disk, in the order of a batch's teacher_sr."""
-        return {name: node.folder for name, node in self.config.teacher.members.items() if node.get("folder")}
-
-    def _given(self, member: str) -> Weights | None:
-        """Weights that the user names for a member, instead of having it trained."""
-        text = self.config.teacher.members[member].get("weights")
-        return locate(text, self.weights) if text else None
-
-    def _merger(self) -> nn.Module:
-        merger: nn.Module = build(self.config.aggregator, members=len(self._members()))
-        return merger
-
     def _method(self, student: nn.Module, teacher: Teacher | None) -> Method:
-        arguments = {"teacher": teacher} if self.needs_teacher else {}
+        arguments = {"teacher": teacher} if self.teacher else {}
         method: Method = build(self.config.method, student=student, **arguments)
         return method
 
-    # Artefacts: found, or made where a stage asks for that.
-
-    def _member(self, name: str, make: bool = False) -> Artifact:
-        node = self.config.teacher.members[name]
-        if folder := node.get("folder"):
-            index = list(self._folders()).index(name)
-            return Artifact(Path(folder), {"sha256": self.pictures.train.teacher_hash(index)})
-        if given := self._given(name):
-            return _file(given.path)
-        return self._artifact(
-            f"{self.config.teacher.name}_{name}_x{self.scale}",
-            "teachers",
-            {"network": plain(node.backbone)},
-            lambda: Scratch(build(node.backbone)),
-            make,
-            seed=node.get("seed"),
-        )
-
-    def _aggregator(self, make: bool = False) -> Artifact | None:
-        if not list(self._merger().parameters()):
-            return None
-        return self._artifact(
-            f"{self.config.teacher.name}_{'-'.join(self._members())}_x{self.scale}_{self.config.aggregator_name}",
-            "aggregation",
-            {"network": plain(self.config.aggregator), "members": self._member_hashes()},
-            lambda: Aggregation(Ensemble(self._approved(), self._merger())),
-            make,
-        )
-
     def _student(self, make: bool = False) -> Artifact:
-        return self._artifact(
+        return self.maker.artifact(
             self.config.name,
             "distillation",
             {
                 "network": plain(self.config.student),
                 "method": plain(self.config.method),
-                "teacher": self._teacher_config() if self.needs_teacher else None,
+                "teacher": self.teacher and self.teacher.made_by(),
+                "teacher_pictures": self.teacher.kept() if self.teacher and self.learns_from_pictures else None,
             },
             self._taught,
-            make,
+            make=make,
+            data=self.pictures.train.manifest_hash(),
         )
 
-    def _artifact(
-        self,
-        stem: str,
-        stage: str,
-        config: dict[str, Any],
-        method: Callable[[], Method],
-        make: bool,
-        seed: int | None = None,
-    ) -> Artifact:
-        recipe = self.recipes[stage]
-        if seed is not None:
-            recipe = replace(recipe, seed=seed)
-        config = {
-            "stage": stage,
-            "scale": self.scale,
-            **config,
-            "recipe": {**plain(self.config.training[stage]), "seed": recipe.seed},
-            "init_sha256": recipe.init_from and file_sha256(Path(recipe.init_from).expanduser()),
-            "data": self.pictures.train.manifest_hash(),
-            "precision": self.config.trainer.precision,
-            "gradient_clip_val": self.config.trainer.gradient_clip_val,
-        }
-        path = self.weights / f"{stem}.safetensors"
-        if not make:
-            if (found := artifacts.find(path, config)) is None:
-                raise MTKDError(f"{path} is not there yet; add {stage} to stages=[...] to make it")
-            return found
-        with _exclusive(self.runs / stem):
-            if (found := self._asked(artifacts.find, path, config, remake=artifacts.put_aside)) is not None:
-                log.info("%s: %s is there.", stage, path)
-                return found
-            log.info("%s: training %s for %d steps.", stage, stem, recipe.steps)
-            with replacing(self.runs / stem / "config.yaml") as temporary:
-                temporary.write_text(OmegaConf.to_yaml(self.config, resolve=True))
-            seed_everything(recipe.seed, verbose=False)
-            trained = method()
-            if recipe.init_from is not None:
-                source = Path(recipe.init_from).expanduser()
-                load_published(_learned(trained.student), read_tensors(source), source)
-            record = train(
-                trained,
-                recipe,
-                self.pictures,
-                trainer=self.trainer,
-                run=self.runs / stem,
-                checkpoint=self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint),
-                config=config,
-                label=f"{stage} {stem}",
-                num_workers=self.config.num_workers,
-            )
-            artifact = artifacts.save(path, _learned(trained.student).state_dict(), config, **record)
-            _delete_checkpoint(self.runs / stem)
-            log.info("%s: wrote %s, validation PSNR %.2f dB.", stage, path, record["metrics"]["val/psnr"])
-            return artifact
-
-    def _asked(
-        self,
-        find: Callable[[Path, dict[str, Any]], Any],
-        path: Path,
-        config: dict[str, Any],
-        *,
-        remake: Callable[[Path], None],
-    ) -> Any:
-        """Find what is on disk; if another configuration made it, stop, or with existing=remake put it away."""
-        try:
-            return find(path, config)
-        except OtherConfigurationError:
-            if self.config.existing != "remake":
-                raise
-            remake(path)
-            return None
-
-    # What is loaded from artefacts.
-
-    def _member_hashes(self) -> list[list[str]]:
-        return [[name, self._member(name).sha256] for name in self._members()]
-
-    def _teacher_config(self) -> dict[str, Any]:
-        aggregator = self._aggregator()
-        return {
-            "members": self._member_hashes(),
-            "aggregator": plain(self.config.aggregator),
-            "aggregator_sha256": aggregator and aggregator.sha256,
-        }
-
-    def _teacher(self, name: str, shape_alone: bool = False) -> Teacher | None:
-        """A member with its weights, or None if it is a folder of pictures.
-
-        With ``shape_alone`` one that is trained here is built without memory or weights.
-        """
-        node = self.config.teacher.members[name]
-        if node.get("folder"):
-            return None
-        if (given := self._given(name)) is None:
-            with torch.device("meta" if shape_alone else "cpu"):
-                network: nn.Module = build(node.backbone)
-            return Teacher(network if shape_alone else _load(network, self._member(name)))
-        if node.get("backbone"):
-            network = build(node.backbone)
-            load_published(network, read_tensors(given.path), given.path)
-        else:
-            network = load(given)
-        if (scale := getattr(network, "scale", self.scale)) != self.scale:
-            raise MTKDError(f"teacher.members.{name}.weights={node.weights} enlarge x{scale}, but scale={self.scale}")
-        return Teacher(network)
-
-    def _approved(self) -> dict[str, Teacher | None]:
-        """The members, after each has shown that it is better than bicubic."""
-        members = {name: self._teacher(name) for name in self._members()}
-        for name, network in self._named(members).items():
-            if name in self._seen_better:
-                continue
-            own, bicubic = evaluation.beside_bicubic(network, self.pictures.validation, self.device)
-            log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
-            if not own > bicubic and not self.config.teacher.accept_weak:
-                raise MTKDError(
-                    f"teacher {name} scores {own:.2f} dB on a few validation pictures, bicubic {bicubic:.2f} dB: "
-                    "nothing can be learnt from it. Weights of another network or scale, another range of values or "
-                    "another way of making LR pictures are the usual reasons, or a training that was too short. "
-                    "To teach with it nevertheless say teacher.accept_weak=true."
-                )
-            self._seen_better.add(name)
-        return members
-
-    def _named(self, members: dict[str, Teacher | None]) -> dict[str, nn.Module]:
-        """What gives each member's picture alone."""
-        given = itertools.count()
-        return {name: member.net if member else GivenPicture(next(given)) for name, member in members.items()}
-
-    def _ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
-        merger, aggregator = self._merger(), self._aggregator()
-        return Ensemble(members, _load(merger, aggregator) if aggregator else merger)
-
-    def _taught(self) -> Method:
-        student = build(self.config.student)  # first: its weights follow from the seed, whatever its teacher is
-        return self._method(student, Teacher(self._ensemble(self._approved())) if self.needs_teacher else None)
+    def _taught(self) -> tuple[Method, Pictures]:
+        student = build(self.config.student)  # first: its weights follow from the seed alone
+        if self.teacher is None:
+            return self._method(student, None), self.pictures
+        if not self.learns_from_pictures:
+            members = {name: self.teacher.approved(name) for name in self.teacher.names}
+            return self._method(student, Teacher(self.teacher.ensemble(members))), self.pictures
+        merged = replace(self.pictures, train=self.teacher.with_merged(self.pictures.train))
+        return self._method(student, Teacher(GivenPicture())), merged
 
     def _networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"bicubic": Bicubic(self.scale)}
-        if self.needs_teacher:
-            ensemble = self._ensemble({name: self._teacher(name) for name in self._members()})
-            networks |= {f"teacher {name}": network for name, network in self._named(ensemble.members).items()}
+        if self.teacher:
+            ensemble = self.teacher.ensemble({name: self.teacher.member(name) for name in self.teacher.names})
+            given = itertools.count()
+            networks |= {
+                f"teacher {name}": member.net if member else GivenPicture(next(given))
+                for name, member in ensemble.members.items()
+            }
             networks[MEAN] = Ensemble(ensemble.members, Mean(self.scale, len(ensemble.members)))
             if not isinstance(ensemble.aggregator, Mean):
                 networks[f"aggregator {self.config.aggregator_name}"] = ensemble
-        student = self._student()
-        networks["student"] = _load(build(self.config.student), student)
+        networks["student"] = load(build(self.config.student), self._student())
         return networks
 
 
 MEAN = "mean of the teachers"
-
-
-@cache
-def _file(path: Path) -> Artifact:
-    return Artifact(path, {"sha256": file_sha256(path)})
 
 
 def _class(target: str) -> type:
@@ -401,40 +225,3 @@ def _class(target: str) -> type:
         return get_class(target)
     except Exception as error:
         raise MTKDError(f"method._target_={target} is no class that can be imported: {error}") from error
-
-
-def _say_progress(done: int, total: int) -> None:
-    if total > 50 and done % 50 == 0:
-        log.info("  decoded %d of %d pictures", done, total)
-
-
-def _delete_checkpoint(run: Path) -> None:
-    (run / CHECKPOINT).unlink(missing_ok=True)
-
-
-def _learned(student: nn.Module) -> nn.Module:
-    return student.aggregator if isinstance(student, Ensemble) else student
-
-
-def _load(network: nn.Module, artifact: Artifact) -> nn.Module:
-    tensors = artifact.tensors() if artifact.record.get("config") else read_tensors(artifact.path)
-    artifacts.load_into(network, tensors, artifact.path)
-    return network
-
-
-@contextmanager
-def _exclusive(run: Path) -> Iterator[None]:
-    """Hold what one run may train at a time; the system lets go of it when a process dies."""
-    run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Another run is training %s; waiting for it.", run.name)
-        lock.acquire()
-    try:
-        for left_by_a_killed_run in run.glob(".*.tmp"):
-            left_by_a_killed_run.unlink()
-        yield
-    finally:
-        lock.release()

@@ -23,7 +23,7 @@ class Pair:
     name: str
     hr: Path
     lr: Path | None = None
-    teachers: tuple[Path, ...] = ()
+    teachers: Sequence[Path] = ()
 
 
 def find_pairs(hr: str | Path, lr: str | Path | None, scale: int) -> list[Pair]:
@@ -80,7 +80,7 @@ class PairedImages(Dataset[tuple[RGB, RGB, str]]):
     def teacher_pictures(self, index: int) -> list[DeepRGB]:
         """Give what each teacher made of the picture, read-only (scale * h, scale * w, 3), uint8 or uint16."""
         pair = self.pairs[index]
-        made = [self.store.deep(path) for path in pair.teachers]
+        made = [self.store.mapped(path) if path.suffix == ".npy" else self.store.deep(path) for path in pair.teachers]
         wanted = self[index][1].shape if made else None
         for path, picture in zip(pair.teachers, made, strict=True):
             if picture.shape != wanted:
@@ -98,7 +98,11 @@ class PairedImages(Dataset[tuple[RGB, RGB, str]]):
         """
         pictures = {pair.name: pair.hr for pair in self.pairs}
         made = [_aligned(pictures, folder, self.scale, "teacher's") for folder in folders]
-        pairs = [replace(pair, teachers=tuple(by_name[pair.name] for by_name in made)) for pair in self.pairs]
+        return self.with_files([[by_name[pair.name] for pair in self.pairs] for by_name in made])
+
+    def with_files(self, made: Sequence[Sequence[Path]]) -> "PairedImages":
+        """The same pictures with those that teachers made of them: of each teacher, a file a picture."""
+        pairs = [replace(pair, teachers=files) for pair, *files in zip(self.pairs, *made, strict=True)]
         return PairedImages(pairs, self.scale, self.store, strict_size=self.strict_size)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> list[tuple[int, int]]:
@@ -126,6 +130,12 @@ class PairedImages(Dataset[tuple[RGB, RGB, str]]):
     def manifest_hash(self) -> str:
         """Sha256 of the manifest: the same for the same pictures wherever they lie."""
         return sha256(json.dumps(self.manifest(), sort_keys=True).encode()).hexdigest()
+
+    def lr_digest(self, index: int) -> str:
+        """What the LR picture is, for the name of what is made of it."""
+        pair = self.pairs[index]
+        made = f"{self.store.digest(pair.hr)}-bicubic-x{self.scale}"
+        return made if pair.lr is None else self.store.digest(pair.lr)
 
     def teacher_hash(self, teacher: int) -> str:
         """Sha256 over all that one teacher made of the pictures."""

@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from io import BytesIO
-from math import prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from threading import Lock
@@ -64,6 +63,17 @@ class PictureStore:
     def deep(self, path: str | Path) -> DeepRGB:
         """Give the picture in 16 bits if the file has them, else in 8, read-only (H, W, 3)."""
         return self._get(self._file(path, "-deep"), lambda: read_deep_rgb(path))
+
+    def mapped(self, file: Path) -> DeepRGB:
+        """Open an array that is a file of its own, (H, W, 3) of 8 or 16 bits, read-only.
+
+        Raises:
+            MTKDError: it is missing or damaged.
+        """
+        try:
+            return self._open(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise MTKDError(f"{file} cannot be read ({error}): delete it, and it is made again") from error
 
     def digest(self, path: str | Path) -> str:
         """Give the sha256 of the file's content, computed again when its size or time of change differ."""
@@ -126,11 +136,19 @@ class PictureStore:
 
 
 def _open(file: Path) -> DeepRGB:
-    # np.load with a map does the same in twice the time, and training opens two files a sample.
+    # np.load with a map does the same in twice the time, and training opens two files a sample. Its way to read the
+    # header, ast.literal_eval, also fails now and then when threads use it at once (CPython issue 106905).
     with file.open("rb") as handle:
-        np.lib.format.read_magic(handle)
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(handle)
-        if dtype not in (np.uint8, np.uint16) or len(shape) != 3 or shape[2] != 3 or fortran_order:
-            raise ValueError(f"{file} holds {dtype} of shape {shape}")
+        head = _HEAD.match(handle.read(128))
+        if head is None:
+            raise ValueError(f"{file} holds no picture of 8 or 16 bits")
+        dtype, height, width = np.dtype(head[1].decode()), int(head[2]), int(head[3])
         content = mmap(handle.fileno(), 0, access=ACCESS_READ)
-        return np.frombuffer(content, dtype, prod(shape), handle.tell()).reshape(shape)
+        return np.frombuffer(content, dtype, 3 * height * width, head.end()).reshape(height, width, 3)
+
+
+# Of a .npy file as numpy writes it for pictures: magic, version 1, length of what follows, padded to 128 bytes in all.
+_HEAD = re.compile(
+    rb"\x93NUMPY\x01\x00..{'descr': '([|<]u[12])', 'fortran_order': False, 'shape': \((\d+), (\d+), 3\), } *\n",
+    re.DOTALL,
+)

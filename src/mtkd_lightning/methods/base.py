@@ -17,6 +17,8 @@ class Method(nn.Module, ABC):
     """
 
     needs_teacher: ClassVar[bool] = True
+    pictures_suffice: ClassVar[bool] = False
+    """Whether it only looks at the teacher's pictures, which can be made once."""
 
     def __init__(self, student: nn.Module, teacher: Teacher | None = None) -> None:
         super().__init__()

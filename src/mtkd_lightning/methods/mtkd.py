@@ -27,6 +27,8 @@ class MTKD(Method):
         response: ``(sr, teacher_sr) -> scalar``.
     """
 
+    pictures_suffice = True
+
     def __init__(
         self,
         student: nn.Module,

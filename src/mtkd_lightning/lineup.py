@@ -1,0 +1,210 @@
+"""The teachers of a run: found, checked, and their pictures made once."""
+
+import logging
+from dataclasses import asdict, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from mtkd_lightning import evaluation, networks
+from mtkd_lightning.artifacts import Artifact
+from mtkd_lightning.config import build, plain
+from mtkd_lightning.data.paired import PairedImages
+from mtkd_lightning.data.sources import Pictures
+from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.files import file_sha256
+from mtkd_lightning.making import Maker, load, say_progress
+from mtkd_lightning.methods.aggregation import Aggregation
+from mtkd_lightning.methods.base import Method
+from mtkd_lightning.methods.scratch import Scratch
+from mtkd_lightning.published import load_published, read_tensors
+from mtkd_lightning.teachers.aggregators import Mean
+from mtkd_lightning.teachers.cache import Settings, TeacherCache
+from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
+
+log = logging.getLogger(__name__)
+
+
+class Lineup:
+    """Members in their order, and their aggregator.
+
+    Attributes:
+        pictures: of the run, with those that teachers on disk made of them.
+        cached: whether teachers' pictures are made once and kept.
+    """
+
+    def __init__(self, config: DictConfig, pictures: Pictures, maker: Maker) -> None:
+        self.config = config
+        self.maker = maker
+        self.names = list(config.teacher.members)
+        self.cached: bool = config.teacher.cache
+        self.settings = Settings(**{field.name: config.teacher[field.name] for field in fields(Settings)})
+        folders = [Path(folder).expanduser() for folder in self._folders().values()]
+        self.pictures = pictures.with_teachers(folders) if folders else pictures
+        self._seen_better: set[str] = set()
+
+    def _folders(self) -> dict[str, str]:
+        """Members that are pictures on disk, in the order of a batch's teacher_sr."""
+        return {name: node.folder for name, node in self.config.teacher.members.items() if node.get("folder")}
+
+    def _given(self, member: str) -> networks.Weights | None:
+        """Weights that the user names for a member, instead of having it trained."""
+        text = self.config.teacher.members[member].get("weights")
+        return networks.locate(text, self.maker.weights) if text else None
+
+    def merger(self) -> nn.Module:
+        """The aggregator, untrained."""
+        merger: nn.Module = build(self.config.aggregator, members=len(self.names))
+        return merger
+
+    def artifact_of(self, name: str, make: bool = False) -> Artifact:
+        """What a member is: weights, given or trained here, or pictures on disk."""
+        node = self.config.teacher.members[name]
+        if folder := node.get("folder"):
+            index = list(self._folders()).index(name)
+            return Artifact(Path(folder), {"sha256": self.pictures.train.teacher_hash(index)})
+        if given := self._given(name):
+            return _file(given.path)
+        return self.maker.artifact(
+            f"{self.config.teacher.name}_{name}_x{self.config.scale}",
+            "teachers",
+            {"network": plain(node.backbone)},
+            lambda: (Scratch(build(node.backbone)), self.pictures),
+            make=make,
+            data=self.pictures.train.manifest_hash(),
+            seed=node.get("seed"),
+        )
+
+    def aggregator(self, make: bool = False) -> Artifact | None:
+        """The trained aggregator, or None for one without parameters."""
+        if not list(self.merger().parameters()):
+            return None
+        return self.maker.artifact(
+            f"{self.config.teacher.name}_{'-'.join(self.names)}_x{self.config.scale}_{self.config.aggregator_name}",
+            "aggregation",
+            {
+                "network": plain(self.config.aggregator),
+                "members": self._member_hashes(),
+                "teacher_pictures": self.kept(),
+            },
+            self._merging,
+            make=make,
+            data=self.pictures.train.manifest_hash(),
+        )
+
+    def _member_hashes(self) -> list[list[str]]:
+        return [[name, self.artifact_of(name).sha256] for name in self.names]
+
+    def made_by(self) -> dict[str, Any]:
+        """What decides the ensemble's pictures."""
+        aggregator = self.aggregator()
+        return {
+            "members": self._member_hashes(),
+            "aggregator": plain(self.config.aggregator),
+            "aggregator_sha256": aggregator and aggregator.sha256,
+        }
+
+    def member(self, name: str, shape_alone: bool = False) -> Teacher | None:
+        """A member with its weights, or None if it is a folder of pictures.
+
+        With ``shape_alone`` one that is trained here is built without memory or weights.
+        """
+        node = self.config.teacher.members[name]
+        if node.get("folder"):
+            return None
+        if (given := self._given(name)) is None:
+            with torch.device("meta" if shape_alone else "cpu"):
+                network: nn.Module = build(node.backbone)
+            return Teacher(network if shape_alone else load(network, self.artifact_of(name)))
+        if node.get("backbone"):
+            network = build(node.backbone)
+            load_published(network, read_tensors(given.path), given.path)
+        else:
+            network = networks.load(given)
+        if (scale := getattr(network, "scale", None)) not in (None, self.config.scale):
+            raise MTKDError(
+                f"teacher.members.{name}.weights={node.weights} enlarge x{scale}, but scale={self.config.scale}"
+            )
+        return Teacher(network)
+
+    def approved(self, name: str) -> Teacher | None:
+        """A member, after it has shown that it is better than bicubic."""
+        member = self.member(name)
+        if name in self._seen_better:
+            return member
+        network = member.net if member else GivenPicture(list(self._folders()).index(name))
+        own, bicubic = evaluation.beside_bicubic(network, self.pictures.validation, self.maker.device)
+        log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
+        if not own > bicubic and not self.config.teacher.accept_weak:
+            raise MTKDError(
+                f"teacher {name} scores {own:.2f} dB on a few validation pictures, bicubic {bicubic:.2f} dB: "
+                "nothing can be learnt from it. Weights of another network or scale, another range of values or "
+                "another way of making LR pictures are the usual reasons, or a training that was too short. "
+                "To teach with it nevertheless say teacher.accept_weak=true."
+            )
+        self._seen_better.add(name)
+        return member
+
+    def ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
+        """Members and the trained aggregator; a member that is None has its picture given."""
+        merger, aggregator = self.merger(), self.aggregator()
+        return Ensemble(members, load(merger, aggregator) if aggregator else merger)
+
+    def _merging(self) -> tuple[Method, Pictures]:
+        """Stage 1."""
+        merger = self.merger()
+        if not self.cached:
+            members = {name: self.approved(name) for name in self.names}
+            return Aggregation(Ensemble(members, merger)), self.pictures
+        train, validation = map(self.with_members, (self.pictures.train, self.pictures.validation))
+        merged = replace(self.pictures, train=train, validation=validation)
+        return Aggregation(Ensemble(dict.fromkeys(self.names), merger)), merged
+
+    # Teachers' pictures, made once.
+
+    def kept(self) -> dict[str, Any] | None:
+        """How teachers' pictures are made and kept, or None where the teachers run online."""
+        return asdict(self.settings) if self.cached else None
+
+    def with_members(self, pairs: PairedImages) -> PairedImages:
+        """Every member's picture beside each pair."""
+        for name in self._folders():
+            self.approved(name)
+        given = iter(zip(*(pair.teachers for pair in pairs.pairs), strict=True))
+        bare = pairs.with_files([])
+        return pairs.with_files(
+            [next(given) if name in self._folders() else self._pictures_of(name, bare) for name in self.names]
+        )
+
+    def _pictures_of(self, name: str, pairs: PairedImages) -> list[Path]:
+        def network() -> nn.Module:
+            member = self.approved(name)
+            assert member is not None
+            return member.net
+
+        backbone = self.config.teacher.members[name].get("backbone")
+        made_by = [self.artifact_of(name).sha256, backbone and plain(backbone)]
+        return self._cache(made_by).make(pairs, network, self.maker.device, f"teacher {name}", say_progress)
+
+    def with_merged(self, pairs: PairedImages) -> PairedImages:
+        """The ensemble's picture beside each pair."""
+        members = self.with_members(pairs)
+        names = self.names
+        if len(names) == 1 and isinstance(self.merger(), Mean):
+            return members
+        cache = self._cache(self.made_by())
+        ensemble = partial(self.ensemble, dict.fromkeys(names))
+        label = f"aggregator {self.config.aggregator_name}"
+        return pairs.with_files([cache.make(members, ensemble, self.maker.device, label, say_progress)])
+
+    def _cache(self, made_by: Any) -> TeacherCache:
+        return TeacherCache(Path(self.config.paths.cache).expanduser() / "teachers", self.settings, made_by)
+
+
+@cache
+def _file(path: Path) -> Artifact:
+    return Artifact(path, {"sha256": file_sha256(path)})

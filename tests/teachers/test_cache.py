@@ -1,0 +1,168 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mtkd_lightning.backbones.edsr import EDSR
+from mtkd_lightning.data.batches import TrainingBatches, WholePictures
+from mtkd_lightning.data.images import write_png
+from mtkd_lightning.data.paired import PairedImages, find_pairs
+from mtkd_lightning.data.store import PictureStore
+from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.inference import Tiled
+from mtkd_lightning.teachers.aggregators import Mean
+from mtkd_lightning.teachers.cache import Settings, TeacherCache
+from mtkd_lightning.teachers.teacher import Ensemble
+from mtkd_lightning.typing import floats
+
+CPU = torch.device("cpu")
+SETTINGS = Settings()
+
+
+@pytest.fixture
+def pairs(tmp_path, picture) -> PairedImages:
+    for k in range(3):
+        write_png(tmp_path / "hr" / f"{k}.png", np.roll(picture, 7 * k, 0)[: 48 + 2 * k])
+    return PairedImages(find_pairs(tmp_path / "hr", None, 2), 2, PictureStore(tmp_path / "store"))
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return EDSR(scale=2, features=4, blocks=1)
+
+
+def absent() -> nn.Module:
+    raise AssertionError("nothing is missing, so no network is needed")
+
+
+@pytest.mark.parametrize(("bits", "levels", "dtype"), [(16, 65535, torch.uint16), (8, 255, torch.uint8)])
+def test_pictures_are_the_networks_rounded(pairs, tmp_path, bits, levels, dtype):
+    cache = TeacherCache(tmp_path / "cache", Settings(bits=bits), "a")
+    kept = pairs.with_files([cache.make(pairs, network, CPU, "a")])
+    for index in range(3):
+        batch = WholePictures(kept)[index]
+        assert batch.teacher_sr.dtype == dtype
+        batch = floats(batch)
+        with torch.no_grad():
+            wanted = network()(batch.lr).clamp(0, 1)
+        assert (batch.teacher_sr[:, 0] - wanted).abs().max() <= 0.5 / levels + 2e-6
+
+
+def test_pictures_are_cut_with_the_window_of_the_ground_truth(pairs, tmp_path):
+    cache = TeacherCache(tmp_path / "cache", SETTINGS, "a")
+    kept = pairs.with_files([cache.make(pairs, network, CPU, "a")])
+    batch = floats(TrainingBatches(kept, batch_size=16, lr_patch=18, seed=1, augment=False)[0])
+    with torch.no_grad():
+        online = network()(batch.lr).clamp(0, 1)
+    # Away from the border of the patch, where it has less context than the whole picture gives.
+    inside = (..., slice(12, -12), slice(12, -12))
+    assert (batch.teacher_sr[:, 0][inside] - online[inside]).abs().max() < 2e-5
+
+
+def test_what_is_there_is_not_made_again(pairs, tmp_path):
+    cache = TeacherCache(tmp_path / "cache", SETTINGS, "a")
+    files = cache.make(pairs, network, CPU, "a")
+    assert cache.make(pairs, absent, CPU, "a") == files
+    before = [file.stat().st_mtime_ns for file in files]
+    files[1].unlink()
+    cache.make(pairs, network, CPU, "a")
+    after = [file.stat().st_mtime_ns for file in files]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, True]
+
+
+def test_another_maker_setting_scale_or_picture_is_another_file(pairs, tmp_path):
+    def files(settings: Settings = SETTINGS, made_by: object = "a", of: PairedImages = pairs) -> list:
+        return TeacherCache(tmp_path, settings, made_by).files(of)
+
+    other_scale = PairedImages(pairs.pairs, 4, pairs.store)
+    sets = [
+        files(),
+        files(Settings(bits=8)),
+        files(Settings(self_ensemble=True)),
+        files(made_by=["a"]),
+        files(of=other_scale),
+    ]
+    assert len({file for some in sets for file in some}) == 3 * len(sets)
+    assert files() == sets[0]
+
+
+def test_an_ensemble_merges_the_members_pictures(pairs, tmp_path):
+    members = [
+        TeacherCache(tmp_path / "cache", SETTINGS, seed).make(pairs, lambda seed=seed: network(seed), CPU, "a")
+        for seed in (0, 1)
+    ]
+    kept = pairs.with_files(members)
+    merged = TeacherCache(tmp_path / "cache", SETTINGS, "both").make(
+        kept, lambda: Ensemble({"a": None, "b": None}, Mean(2, 2)), CPU, "mean"
+    )
+    for index, file in enumerate(merged):
+        pictures = floats(WholePictures(kept)[index]).teacher_sr
+        found = torch.from_numpy(np.load(file).astype(np.float32) / 65535).permute(2, 0, 1)
+        assert (found - pictures.mean(1)[0]).abs().max() <= 0.51 / 65535
+
+
+def test_large_pictures_are_cut(pairs, tmp_path):
+    settings = Settings(tile=32, overlap=8)
+    (file, *_) = TeacherCache(tmp_path / "cache", settings, "a").make(pairs, network, CPU, "a")
+    lr = floats(WholePictures(pairs)[0]).lr
+    assert max(lr.shape) > 32
+    wanted = Tiled(network(), 2, 32, 8)(lr).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    assert np.abs(np.load(file) / 65535 - wanted).max() <= 0.51 / 65535
+
+
+def test_self_ensembled_targets_turn_with_the_picture(tmp_path, picture):
+    cache = TeacherCache(tmp_path / "cache", Settings(self_ensemble=True), "a")
+    made = []
+    for name, image in (("a", picture[:48, :48]), ("b", np.rot90(picture[:48, :48]).copy())):
+        for kind, pixels in (("hr", image.repeat(2, 0).repeat(2, 1)), ("lr", image)):
+            write_png(tmp_path / name / kind / "0.png", pixels)
+        pairs = PairedImages(find_pairs(tmp_path / name / "hr", tmp_path / name / "lr", 2), 2, PictureStore(tmp_path))
+        made.append(np.load(cache.make(pairs, network, CPU, "a")[0]).astype(int))
+    assert np.abs(np.rot90(made[0]) - made[1]).max() <= 1
+
+
+def test_too_little_space_is_said_before_anything_is_made(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(
+        MTKDError, match=r"need .* GB, and .* paths\.cache=\.\.\., .* teacher\.bits=8, .*teacher\.cache=false"
+    ):
+        TeacherCache(tmp_path / "cache", SETTINGS, "a").make(pairs, absent, CPU, "a")
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_settings_that_do_not_fit():
+    with pytest.raises(MTKDError, match="kept in 16 bits or in 8"):
+        Settings(bits=12)
+
+
+def test_a_damaged_picture_is_named(pairs, tmp_path):
+    cache = TeacherCache(tmp_path / "cache", SETTINGS, "a")
+    files = cache.make(pairs, network, CPU, "a")
+    files[0].write_bytes(b"half")
+    kept = pairs.with_files([files])
+    with pytest.raises(MTKDError, match=r"cannot be read .*: delete it, and it is made again"):
+        WholePictures(kept)[0]
+
+
+def test_kept_and_online_are_two_experiments(finished, tmp_path, job):
+    """Both train; a second student finds the pictures and loads no teacher."""
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    again = job(folder, "name=second", "seed=1", "stages=[distillation]")
+    assert again.returncode == 0, again.stdout
+    assert "making" not in again.stdout
+    assert "few validation pictures" not in again.stdout
+    online = job(folder, "teacher.cache=false")
+    assert online.returncode == 1
+    assert "teacher_pictures" in online.stdout
+    apart = job(folder, "teacher.cache=false", f"paths.weights={tmp_path / 'w'}", f"paths.runs={tmp_path / 'r'}")
+    assert apart.returncode == 0, apart.stdout
+
+
+def test_the_cache_alone(finished, tmp_path, job):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(folder / "cache" / "teachers")
+    result = job(folder, "stages=[cache]")
+    assert result.returncode == 0, result.stdout
+    assert len(list((folder / "cache/teachers").rglob("*.npy"))) == 2 * 5
