@@ -41,8 +41,9 @@ format: $(READY) ## Mend style where that can be done by a program
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: $(READY) ## Measure what the framework costs a training step
+bench: $(READY) ## Measure what the framework and the teachers cost a training step
 	$(RUN) benchmarks/framework_overhead.py
+	$(RUN) benchmarks/steps.py
 
 doctor: $(READY) ## Say what is on this machine and what is missing
 	$(RUN) -m mtkd_lightning.doctor

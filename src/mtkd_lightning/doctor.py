@@ -41,6 +41,7 @@ def findings(root: Path) -> Iterator[Finding]:
     yield from _pictures(root)
     finished = sorted(path.name for path in (root / "weights").glob("*.json"))
     yield Finding("weights", True, f"{len(finished)} finished networks in {root / 'weights'}")
+    yield _catalogue()
     free = shutil.disk_usage(root).free / 2**30
     yield Finding("disk", free > 2, f"{free:.1f} GiB free at {root.resolve()}", "free some, or use paths.root=...")
 
@@ -60,6 +61,15 @@ def main() -> None:
         if not finding.good:
             log.info("              -> %s", finding.remedy)
     sys.exit(bad)
+
+
+def _catalogue() -> Finding:
+    from mtkd_lightning.catalogue import cache_folder, entries
+
+    known = entries().values()
+    there = [entry.name for entry in known if (cache_folder() / "weights" / entry.file).is_file()]
+    what = f"{len(there)} of the catalogue's {len(known)} files in {cache_folder() / 'weights'}"
+    return Finding("catalogue", True, what + (f": {', '.join(there)}" if there else ""))
 
 
 def _packages() -> Iterator[Finding]:
@@ -120,7 +130,11 @@ def _pictures(root: Path) -> Iterator[Finding]:
         yield Finding("data", False, "the demonstration's photographs are missing", str(error))
     div2k = root / "data" / "DIV2K"
     there = (div2k / "DIV2K_train_HR").is_dir()
-    where = f"DIV2K at {div2k}" if there else f"no DIV2K at {div2k} (only preset=paper needs it: data.root=...)"
+    where = (
+        f"DIV2K at {div2k}"
+        if there
+        else f"no DIV2K at {div2k} (only preset=paper needs it): python -m mtkd_lightning.data name=div2k"
+    )
     yield Finding("data", True, where)
 
 

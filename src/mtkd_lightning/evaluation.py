@@ -118,11 +118,13 @@ def _reusing(made: Mapping[nn.Module, Tensor | None], network: nn.Module, batch:
 
 @torch.inference_mode()
 def enlarge(network: nn.Module, batch: SRBatch) -> Tensor | None:
-    """Run a network, or give None if it takes teachers' pictures and the batch has none."""
-    if not getattr(network, "takes_pictures", False):
-        sr: Tensor = network(batch.lr)
-        return sr
-    return None if batch.teacher_sr is None else network(batch.lr, batch.teacher_sr)
+    """Run a network in float32, or give None if it takes teachers' pictures and the batch has none."""
+    # A GPU would otherwise convolve in TF32, of 10 bits.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        if not getattr(network, "takes_pictures", False):
+            sr: Tensor = network(batch.lr)
+            return sr
+        return None if batch.teacher_sr is None else network(batch.lr, batch.teacher_sr)
 
 
 def beside_bicubic(
