@@ -41,7 +41,7 @@ WARM_UP = 1
 def main() -> None:
     """Measure, print and write."""
     numbers = [int(x) for x in sys.argv[1:] if x.isdigit()]
-    repeats, steps = numbers or (5, 6)
+    repeats, steps = numbers if len(numbers) == 2 else (5, 6)
     with initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         config = compose("config", ["preset=paper", "student=paper/edsr", "method=mtkd", "data.root=unused"])
         config.name = "steps"
@@ -110,6 +110,8 @@ def _run(method: Method, pictures: Pictures, steps: int) -> tuple[float, float]:
     waited, start = 0.0, 0.0
     for step in range(steps + WARM_UP):
         if step == WARM_UP:
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             waited, start = 0.0, time.perf_counter()
         before = time.perf_counter()
         batch = next(loader)

@@ -54,6 +54,8 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("+method.weights.gt=1", "it takes exactly ground_truth and response"),
         ("+teacher.members.x.seed=1", "teacher.members.x has nothing to make pictures with: give weights=..."),
         ("+teacher.members.edsr.folder=a", "teacher.members.edsr has a folder of pictures and a network"),
+        ("teacher.members.edsr=null", "a member is a mapping"),
+        ("teacher.overlap=300", "teacher.tile=512, teacher.overlap=300"),
         ("+teacher.members.x.weights=lkdm_x2", "Did you mean lkdn_x2"),
         ("+teacher.members.x.folder=nowhere", "nowhere does not exist"),
         ("scale=5", "scale=5: allowed are 2, 3, 4"),

@@ -116,6 +116,10 @@ def test_a_run_by_its_name_and_a_file(evaluate, finished, benchmarks, tmp_path):
         (["weights=lkdn_x4", "scale=5"], "scale=5: allowed are 2, 3, 4"),
         (["weights=lkdn_x4", "+til=5"], "no key 'til': did you mean tile?"),
         (["weights=lkdn_x4"], "no benchmark at"),
+        (["weights=[]"], "weights=[]: name at least one"),
+        (["weights=lkdn_x4", "device=tpu"], "device=tpu: allowed are cpu"),
+        (["weights=lkdn_x4", "tile=abc"], "tile=abc: it must be a whole number"),
+        (["weights=lkdn_x4", "output=benchmarks/A/HR/0.png"], "cannot be written"),
         (["weights=lkdn_x4", "data.root=benchmarks", "data.only=[C]"], "no benchmark C at"),
         (["weights=lkdn_x4", "data.root=benchmarks", "scale=2"], "there are weights for x4"),
         (["weights=lkdn_x4", "data.root=benchmarks", "tile=8", "overlap=8"], "overlap"),
@@ -149,6 +153,24 @@ def test_a_sidecar_cannot_run_code(evaluate, finished, benchmarks, tmp_path):
     result = evaluate("weights=net", f"data.root={benchmarks}")
     assert result.returncode == 1
     assert "asks for os.mkdir" in result.stdout
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        '"{_target_: os.mkdir, path: x}"',
+        '{"_target_": "mtkd_lightning.backbones.edsr.EDSR", "scale": "${oc.create:{_target_:os.mkdir,path:x}}"}',
+        '{"_target_": "mtkd_lightning.backbones.base.torch.hub.get_dir"}',
+    ],
+)
+def test_a_sidecar_that_tries_harder(evaluate, finished, benchmarks, tmp_path, network):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/net.safetensors").write_bytes((finished / "weights/tiny.safetensors").read_bytes())
+    (tmp_path / "weights/net.json").write_text(f'{{"sha256": "", "config": {{"network": {network}}}}}')
+    result = evaluate("weights=net", f"data.root={benchmarks}")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "x").exists()
 
 

@@ -39,6 +39,11 @@ def check(config: DictConfig) -> None:
     _refuse_unknown("training", config.training, {"teachers", "aggregation", "distillation"})
     _refuse_unknown("teacher", config.teacher, {"name", "members"} | TEACHER)
     for name, member in config.teacher.members.items():
+        if not isinstance(member, DictConfig):
+            raise MTKDError(
+                f"teacher.members.{name}={member}: a member is a mapping; give teacher.members.{name}.weights=..., or "
+                f"leave it out with ~teacher.members.{name}"
+            )
         _refuse_unknown(f"teacher.members.{name}", member, {"backbone", "weights", "seed", "folder"})
         if member.get("folder") and (member.get("backbone") or member.get("weights")):
             raise MTKDError(f"teacher.members.{name} has a folder of pictures and a network; it can be one of them")

@@ -270,7 +270,7 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        if not newurl.startswith(SCHEMES[:2]):
+        if not newurl.startswith(SCHEMES[:2]) or (req.full_url.startswith("https:") and newurl.startswith("http:")):
             raise HTTPError(req.full_url, code, f"refused to go on to {newurl}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtkd_lightning.config import CONF, SCALES, build, check_keys
 from mtkd_lightning.errors import MTKDError, reported
@@ -31,6 +31,11 @@ def run(config: DictConfig) -> None:
     scales = _list(config.scale) or list(SCALES)
     if set(scales) - set(SCALES):
         raise MTKDError(f"scale={config.scale}: allowed are {', '.join(map(str, SCALES))}, or a list of them")
+    if not _list(config.weights):
+        raise MTKDError("weights=[]: name at least one network")
+    for key in ("tile", "overlap"):
+        if config[key] is not None and (not isinstance(config[key], int) or config[key] < 0):
+            raise MTKDError(f"{key}={config[key]}: it must be a whole number of LR pixels")
     texts = [name for text in _list(config.weights) for name in _at_every_scale(str(text), scales)]
     # Late: an error above should not wait for torch.
     import torch
@@ -41,19 +46,29 @@ def run(config: DictConfig) -> None:
     from mtkd_lightning.teachers.aggregators import Mean
     from mtkd_lightning.teachers.teacher import Ensemble, Teacher
 
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    gpu = torch.cuda.is_available()
+    if config.device not in (None, "cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] * gpu)):
+        raise MTKDError(
+            f"device={config.device}: allowed are cpu" + (", cuda, cuda:0, ..." if gpu else "; there is no GPU")
+        )
+    device = torch.device(config.device or ("cuda" if gpu else "cpu"))
+    output = Path(config.output).expanduser()
+    report.write_text(output / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     finished = Path(config.paths.weights).expanduser()
     by_scale: dict[int, dict[str, Any]] = {}
     for text in texts:
         weights = locate(text, finished)
         network: Any = load(weights)
         same = by_scale.setdefault(network.scale, {"bicubic": Bicubic(network.scale)})
-        same[weights.name if weights.name not in same else text] = network
+        name = weights.name if weights.name not in same else f"{weights.path.parent.name}_{weights.name}"
+        same[name if name not in same else f"{name} ({len(same)})"] = network
     if unasked := sorted(set(by_scale) - set(scales)):
         raise MTKDError(f"scale={config.scale}, but there are weights for x{unasked[0]}; leave scale=null for all")
     evaluated = []
     for scale, networks in sorted(by_scale.items()):
         benchmarks = build(config.data, scale=scale).benchmarks
+        if not benchmarks:
+            raise MTKDError(f"{config.data.root} has no benchmark: say data=benchmarks, or put some there")
         for pairs in benchmarks.values():
             pairs.prepare()
         members = {
@@ -65,7 +80,6 @@ def run(config: DictConfig) -> None:
         save = config.save and Path(config.save).expanduser() / f"x{scale}"
         log.info("x%d: %s on %s.", scale, ", ".join(networks), ", ".join(benchmarks))
         evaluated.append(evaluate(networks, benchmarks, scale, device, save=save, progress=_show))
-    output = Path(config.output).expanduser()
     table = report.comparison(evaluated)
     report.write_csv(output / "results.csv", [row for metrics in evaluated for row in report.rows(metrics)])
     report.write_csv(

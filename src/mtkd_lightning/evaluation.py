@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -107,20 +108,25 @@ def evaluate(
     }
 
 
+def float32_convolutions() -> AbstractContextManager[None]:
+    """Keep a GPU from convolving in TF32, of 10 bits."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
 @torch.inference_mode()
 def _reusing(made: Mapping[nn.Module, Tensor | None], network: nn.Module, batch: SRBatch) -> Tensor | None:
     if isinstance(network, Ensemble):
         images = [made.get(member.net) if member else None for member in network.members.values()]
         if (there := [image for image in images if image is not None]) and len(there) == len(images):
-            return network.merge(there)
+            with float32_convolutions():
+                return network.merge(there)
     return enlarge(network, batch)
 
 
 @torch.inference_mode()
 def enlarge(network: nn.Module, batch: SRBatch) -> Tensor | None:
     """Run a network in float32, or give None if it takes teachers' pictures and the batch has none."""
-    # A GPU would otherwise convolve in TF32, of 10 bits.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with float32_convolutions():
         if not getattr(network, "takes_pictures", False):
             sr: Tensor = network(batch.lr)
             return sr

@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,11 +17,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to ``path`` on success, remove it on failure.
 
     Raises:
-        MTKDError: the disk is full.
+        MTKDError: the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -33,9 +33,15 @@ def replacing(path: Path) -> Iterator[Path]:
                 f"no space left to write {path} ({free:.0f} MiB free there): nothing was changed. Free some space, or "
                 "choose another disk with paths.root=..., then run the same command again; it goes on from here."
             ) from error
+        if isinstance(error, OSError):
+            raise MTKDError(
+                f"{path} cannot be written ({error.strerror or error}): check the folder and its permissions, or "
+                "choose another"
+            ) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:

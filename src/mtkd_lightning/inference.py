@@ -124,7 +124,7 @@ class SelfEnsemble(nn.Module):
 def _parts(network: nn.Module) -> Iterator[nn.Module]:
     """The network and all that it is made of, an ensemble's members instead of its aggregator.
 
-    An aggregator works on the members' pictures: its ``size_multiple`` is in their pixels, and a divisor of GRID here.
+    An aggregator works on the members' pictures: its ``size_multiple`` is in their pixels, not in those of tiles.
     """
     yield network
     if isinstance(network, Ensemble):

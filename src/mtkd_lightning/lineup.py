@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mtkd_lightning import evaluation, networks
-from mtkd_lightning.artifacts import Artifact
+from mtkd_lightning.artifacts import Artifact, config_hash
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
@@ -23,7 +23,7 @@ from mtkd_lightning.methods.base import Method
 from mtkd_lightning.methods.scratch import Scratch
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.teachers.aggregators import Mean
-from mtkd_lightning.teachers.cache import Settings, TeacherCache
+from mtkd_lightning.teachers.cache import Settings, TeacherCache, need_space
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Lineup:
         folders = [Path(folder).expanduser() for folder in self._folders().values()]
         self.pictures = pictures.with_teachers(folders) if folders else pictures
         self._seen_better: set[str] = set()
+        self._located: dict[str, networks.Weights] = {}
 
     def _folders(self) -> dict[str, str]:
         """Members that are pictures on disk, in the order of a batch's teacher_sr."""
@@ -54,7 +55,9 @@ class Lineup:
     def _given(self, member: str) -> networks.Weights | None:
         """Weights that the user names for a member, instead of having it trained."""
         text = self.config.teacher.members[member].get("weights")
-        return networks.locate(text, self.maker.weights) if text else None
+        if text and member not in self._located:
+            self._located[member] = networks.locate(text, self.maker.weights)
+        return self._located.get(member)
 
     def merger(self) -> nn.Module:
         """The aggregator, untrained."""
@@ -66,7 +69,7 @@ class Lineup:
         node = self.config.teacher.members[name]
         if folder := node.get("folder"):
             index = list(self._folders()).index(name)
-            return Artifact(Path(folder), {"sha256": self.pictures.train.teacher_hash(index)})
+            return Artifact(Path(folder), {"sha256": self.pictures.train.teacher_hashes()[index]})
         if given := self._given(name):
             return _file(given.path)
         return self.maker.artifact(
@@ -97,7 +100,14 @@ class Lineup:
         )
 
     def _member_hashes(self) -> list[list[str]]:
-        return [[name, self.artifact_of(name).sha256] for name in self.names]
+        return [[name, self._hash(name)] for name in self.names]
+
+    def _hash(self, name: str) -> str:
+        """Of what decides a member's pictures."""
+        weights, backbone = self.artifact_of(name).sha256, self.config.teacher.members[name].get("backbone")
+        if self._given(name) and backbone:  # which may say more than the tensors do
+            return config_hash({"weights": weights, "backbone": plain(backbone)})
+        return weights
 
     def made_by(self) -> dict[str, Any]:
         """What decides the ensemble's pictures."""
@@ -134,10 +144,14 @@ class Lineup:
     def approved(self, name: str) -> Teacher | None:
         """A member, after it has shown that it is better than bicubic."""
         member = self.member(name)
-        if name in self._seen_better:
-            return member
         network = member.net if member else GivenPicture(list(self._folders()).index(name))
-        own, bicubic = evaluation.beside_bicubic(network, self.pictures.validation, self.maker.device)
+        self._refuse_if_weak(name, network, self.pictures.validation)
+        return member
+
+    def _refuse_if_weak(self, name: str, network: nn.Module, pairs: PairedImages) -> None:
+        if name in self._seen_better:
+            return
+        own, bicubic = evaluation.beside_bicubic(network, pairs, self.maker.device)
         log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
         if not own > bicubic and not self.config.teacher.accept_weak:
             raise MTKDError(
@@ -147,7 +161,6 @@ class Lineup:
                 "To teach with it nevertheless say teacher.accept_weak=true."
             )
         self._seen_better.add(name)
-        return member
 
     def ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
         """Members and the trained aggregator; a member that is None has its picture given."""
@@ -171,35 +184,53 @@ class Lineup:
         return asdict(self.settings) if self.cached else None
 
     def with_members(self, pairs: PairedImages) -> PairedImages:
-        """Every member's picture beside each pair."""
-        for name in self._folders():
-            self.approved(name)
+        """Every member's picture beside each pair, after each member has shown that it is better than bicubic."""
+        self._need_space()
+        validation = self._beside(self.pictures.validation)
+        for index, name in enumerate(self.names):
+            self._refuse_if_weak(name, GivenPicture(index), validation)
+        return validation if pairs is self.pictures.validation else self._beside(pairs)
+
+    def _beside(self, pairs: PairedImages) -> PairedImages:
         given = iter(zip(*(pair.teachers for pair in pairs.pairs), strict=True))
         bare = pairs.with_files([])
         return pairs.with_files(
-            [next(given) if name in self._folders() else self._pictures_of(name, bare) for name in self.names]
+            [
+                next(given)
+                if name in self._folders()
+                else self._cache(self._hash(name)).make(
+                    bare, partial(self._net, name), self.maker.device, f"teacher {name}", say_progress
+                )
+                for name in self.names
+            ]
         )
 
-    def _pictures_of(self, name: str, pairs: PairedImages) -> list[Path]:
-        def network() -> nn.Module:
-            member = self.approved(name)
-            assert member is not None
-            return member.net
+    def _need_space(self) -> None:
+        """Refuse to begin where the pictures of all members and of their aggregator will not fit."""
+        sets = [pairs.with_files([]) for pairs in (self.pictures.train, self.pictures.validation)]
+        members = [self._cache(self._hash(name)) for name in self.names if name not in self._folders()]
+        missing = sum(cache.missing_bytes(pairs) for cache in members for pairs in sets)
+        if missing and len(self.names) > 1:
+            missing += self._cache(None).missing_bytes(sets[0])
+        need_space(Path(self.config.paths.cache).expanduser(), missing, "the teachers' pictures")
 
-        backbone = self.config.teacher.members[name].get("backbone")
-        made_by = [self.artifact_of(name).sha256, backbone and plain(backbone)]
-        return self._cache(made_by).make(pairs, network, self.maker.device, f"teacher {name}", say_progress)
+    def _net(self, name: str) -> nn.Module:
+        member = self.member(name)
+        assert member is not None
+        return member.net
 
     def with_merged(self, pairs: PairedImages) -> PairedImages:
         """The ensemble's picture beside each pair."""
-        members = self.with_members(pairs)
-        names = self.names
-        if len(names) == 1 and isinstance(self.merger(), Mean):
-            return members
+        if len(self.names) == 1 and isinstance(self.merger(), Mean):
+            return self.with_members(pairs)
+        self.with_members(self.pictures.validation)
         cache = self._cache(self.made_by())
-        ensemble = partial(self.ensemble, dict.fromkeys(names))
-        label = f"aggregator {self.config.aggregator_name}"
-        return pairs.with_files([cache.make(members, ensemble, self.maker.device, label, say_progress)])
+        files = cache.files(pairs)
+        if not all(file.exists() for file in files):
+            ensemble = partial(self.ensemble, dict.fromkeys(self.names))
+            label = f"aggregator {self.config.aggregator_name}"
+            cache.make(self.with_members(pairs), ensemble, self.maker.device, label, say_progress)
+        return pairs.with_files([files])
 
     def _cache(self, made_by: Any) -> TeacherCache:
         return TeacherCache(Path(self.config.paths.cache).expanduser() / "teachers", self.settings, made_by)

@@ -98,6 +98,7 @@ class Maker:
             if (found := self._asked(artifacts.find, path, config, remake=artifacts.put_aside)) is not None:
                 log.info("%s: %s is there.", stage, path)
                 return found
+            checkpoint = self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint)
             log.info("%s: training %s for %d steps.", stage, stem, recipe.steps)
             with replacing(self.runs / stem / "config.yaml") as temporary:
                 temporary.write_text(OmegaConf.to_yaml(self.config, resolve=True))
@@ -112,7 +113,7 @@ class Maker:
                 pictures,
                 trainer=self.trainer,
                 run=self.runs / stem,
-                checkpoint=self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint),
+                checkpoint=checkpoint,
                 config=config,
                 label=f"{stage} {stem}",
                 num_workers=self.config.num_workers,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtkd_lightning import artifacts
 from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.evaluation import float32_convolutions
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import Protocol
 from mtkd_lightning.metrics.image import ImagePSNR, ImageSSIM
@@ -47,7 +48,7 @@ class SRModule(LightningModule):
 
     def validation_step(self, batch: SRBatch, batch_idx: int) -> None:
         """Enlarge one whole picture, in float32 whatever the training's precision."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), float32_convolutions():
             sr = self.method.enlarge(batch)
         self.psnr.update(sr, batch.hr, [batch_idx])
         self.ssim.update(sr, batch.hr, [batch_idx])

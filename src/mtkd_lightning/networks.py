@@ -2,16 +2,13 @@
 
 import difflib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from torch import nn
 
 from mtkd_lightning import artifacts, catalogue
-from mtkd_lightning.config import build
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.published import BACKBONES, build_network, read_tensors
 
@@ -35,11 +32,14 @@ def locate(text: str, finished: Path) -> Weights:
     Raises:
         MTKDError: there is nothing of that name, or it cannot be downloaded.
     """
-    path = Path(text).expanduser()
+    path = Path(text).expanduser().absolute()
     if path.is_file():
         return Weights(path.stem, path)
-    run = finished / f"{path.name}.safetensors"
-    if run.is_file() and (path.name == text or path.is_dir()):
+    # The folder of a run lies beside that of its weights.
+    run = (
+        path.parents[1] / "weights" / f"{path.name}.safetensors" if path.is_dir() else finished / f"{text}.safetensors"
+    )
+    if run.is_file():
         return Weights(path.name, run)
     entries = catalogue.entries()
     if text in entries:
@@ -66,7 +66,8 @@ def load(weights: Weights) -> nn.Module:
     try:
         record = json.loads(sidecar.read_text())
         config, _ = record["config"], record["sha256"]
-        node = config["network"]
+        node = dict(config["network"])
+        target = str(node.pop("_target_"))
     except (ValueError, KeyError, TypeError) as error:
         raise MTKDError(
             f"{sidecar} cannot be read ({error!r}); move it away to go by the tensors of {weights.path.name} alone"
@@ -76,23 +77,16 @@ def load(weights: Weights) -> nn.Module:
             f"{weights.path} is an aggregator, which enlarges nothing without its teachers: it is scored by its own "
             "experiment, with stages=[evaluation,report]"
         )
-    trusted = {f"{kind.__module__}.{kind.__qualname__}" for kind in BACKBONES}
-    if foreign := [target for target in _targets(node) if target not in trusted]:
+    # Not by Hydra, which would call whatever the file names, in an interpolation too.
+    trusted = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in BACKBONES}
+    if target not in trusted:
         raise MTKDError(
-            f"{sidecar} asks for {foreign[0]}: what comes with a file of weights may build backbones of this project "
+            f"{sidecar} asks for {target}: what comes with a file of weights may build backbones of this project "
             "alone: anything else could run code. Use it in an experiment, where the configuration names the network."
         )
-    network: nn.Module = build(OmegaConf.create(node))
+    try:
+        network = trusted[target](**node)
+    except TypeError as error:
+        raise MTKDError(f"{sidecar} does not fit {target}: {error}") from error
     artifacts.load_into(network, artifacts.Artifact(weights.path, record).tensors(), weights.path)
     return network
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)

@@ -134,7 +134,9 @@ class Pipeline:
         return {
             "student": self._student().sha256,
             "teacher": self.teacher and self.teacher.made_by(),
-            "benchmarks": {name: pairs.manifest_hash() for name, pairs in self._benchmarks().items()},
+            "benchmarks": {
+                name: [pairs.manifest_hash(), *pairs.teacher_hashes()] for name, pairs in self._benchmarks().items()
+            },
         }
 
     @property

@@ -27,8 +27,8 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 WRAPPINGS = ("params_ema", "params", "state_dict", "model")
 """Keys under which files hold their state dict; the first that is there counts."""
 
-NAME_PREFIXES = ("module.", "_orig_mod.")
-"""What torch's parallel and compiled modules put before every name."""
+NAME_PREFIXES = ("module.", "_orig_mod.", "method.student.", "student.", "net_g.", "network.")
+"""What parallel and compiled modules, Lightning's checkpoints (ours among them) and others put before every name."""
 
 NO_WEIGHTS = {
     b"<": "a web page, perhaps the answer to a download that failed",
@@ -83,7 +83,11 @@ def build_network(tensors: Mapping[str, Tensor], source: object, **given: Any) -
             raise MTKDError(
                 f"{source} is of the kind {name}, which has no argument {key}; it has {', '.join(accepted)}"
             )
-        if key in found.arguments and found.arguments[key] != (tuple(value) if isinstance(value, list) else value):
+        if (
+            key in found.arguments
+            and key not in found.assumed
+            and found.arguments[key] != (tuple(value) if isinstance(value, list) else value)
+        ):
             raise MTKDError(f"{source} has {key}={found.arguments[key]}, not {key}={value} as given; leave {key} out")
     for key, usual in found.unknown.items():
         if key not in given:
@@ -92,7 +96,7 @@ def build_network(tensors: Mapping[str, Tensor], source: object, **given: Any) -
                 f"it is {usual}"
             )
     try:
-        network = kind(**{**given, **found.arguments})
+        network = kind(**{**found.arguments, **given})
     except MTKDError as error:
         raise MTKDError(f"{source} ({told}): {error}") from error
     load_into(network, found.tensors, source)
@@ -113,7 +117,7 @@ def load_published(network: nn.Module, tensors: Mapping[str, Tensor], source: ob
     differing = [
         f"  {key}: {configured[key]} configured, {value} in the file"
         for key, value in found.arguments.items()
-        if key in configured and configured[key] != value
+        if key in configured and key not in found.assumed and configured[key] != value
     ]
     if differing:
         lines = "\n".join(differing)

@@ -47,11 +47,13 @@ class Published:
         arguments: of the backbone's constructor, as far as the tensors tell.
         tensors: under the names of our network, values in its ranges.
         unknown: arguments that the tensors do not tell -> what published networks have there, for the message.
+        assumed: arguments that are those of the published network of this size, and not in the tensors.
     """
 
     arguments: dict[str, Any]
     tensors: dict[str, Tensor]
     unknown: dict[str, str] = field(default_factory=dict)
+    assumed: frozenset[str] = frozenset()
 
 
 class Backbone(nn.Module, ABC):

@@ -86,7 +86,7 @@ class DCTLSA(Backbone):
         else:
             published = "in the published network (55 features, 6 blocks)"
             unknown = {"heads": f"5 {published}", "window_size": f"16 {published}"}
-        return Published(arguments, dict(tensors), unknown)
+        return Published(arguments, dict(tensors), unknown, assumed=frozenset({"heads", "window_size"}))
 
     def extract(self, lr: Tensor, keep: Keep) -> Tensor:
         """Shallow feature plus what all stages make of it."""

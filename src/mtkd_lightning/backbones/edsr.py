@@ -88,7 +88,7 @@ class EDSR(Backbone):
             arguments["res_scale"] = 0.1
         elif size != {"features": 64, "blocks": 16}:
             unknown["res_scale"] = "1.0 in the published baseline (64 features, 16 blocks), 0.1 in the large network"
-        return Published(arguments, tensors, unknown)
+        return Published(arguments, tensors, unknown, assumed=frozenset({"res_scale"}))
 
     def extract(self, lr: Tensor, keep: Keep) -> Tensor:
         """Shallow feature plus what the body makes of it."""

@@ -137,9 +137,10 @@ class PairedImages(Dataset[tuple[RGB, RGB, str]]):
         made = f"{self.store.digest(pair.hr)}-bicubic-x{self.scale}"
         return made if pair.lr is None else self.store.digest(pair.lr)
 
-    def teacher_hash(self, teacher: int) -> str:
-        """Sha256 over all that one teacher made of the pictures."""
-        return sha256("".join(self.store.digest(pair.teachers[teacher]) for pair in self.pairs).encode()).hexdigest()
+    def teacher_hashes(self) -> list[str]:
+        """Sha256 over all that each teacher made of the pictures."""
+        made = zip(*(pair.teachers for pair in self.pairs), strict=True)
+        return [sha256("".join(map(self.store.digest, files)).encode()).hexdigest() for files in made]
 
     def _lr_size(self, index: int) -> tuple[int, int]:
         height, width, _ = self[index][0].shape

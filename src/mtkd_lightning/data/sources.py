@@ -201,14 +201,14 @@ def _hold_out(pairs: list[Pair], count: int, where: Path) -> tuple[list[Pair], l
     return [pair for k, pair in enumerate(pairs) if k not in held], [pairs[k] for k in sorted(held)]
 
 
-def benchmarks(root: str | Path, scale: int, cache: str | Path, only: Sequence[str] | None = None) -> Pictures:
+def benchmarks(root: str | Path, scale: int, cache: str | Path, only: str | Sequence[str] | None = None) -> Pictures:
     """Take every benchmark under a folder, and nothing to train on.
 
     Args:
         root: holds `<name>/HR` or `benchmarks/<name>`, each maybe with `LR_bicubic/X{scale}`, and `DIV2K_valid_HR`.
         scale: of LR to HR; LR pictures that are not there are made, bicubic.
         cache: folder for decoded pictures.
-        only: names, in the order of the table; None for all, sorted.
+        only: one name or several, in the order of the table; None for all, sorted.
     """
     root = Path(root).expanduser()
     store = picture_store(cache)
@@ -231,6 +231,7 @@ def benchmarks(root: str | Path, scale: int, cache: str | Path, only: Sequence[s
             "   [DIV2K_valid_HR/*.png]\n"
             "Give the folder with data.root=..."
         )
+    only = [only] if isinstance(only, str) else only
     if absent := [name for name in only or () if name not in found]:
         raise MTKDError(f"there is no benchmark {absent[0]} at {root}; there are {', '.join(sorted(found))}")
     none = PairedImages([], scale, store)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mtkd_lightning.data.batches import WholePictures
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.evaluation import on_device
+from mtkd_lightning.evaluation import float32_convolutions, on_device
 from mtkd_lightning.files import replacing
 from mtkd_lightning.inference import SelfEnsemble, Tiled
 
@@ -37,10 +37,11 @@ class Settings:
 
     Args:
         bits: of a level, 16 or 8.
-        self_ensemble: mean over the eight symmetries: better targets, the same under every augmentation, eight times
-            the work.
-        tile: side in pixels of what a network sees at once; larger pictures are cut.
-        overlap: of tiles, in the same pixels.
+        self_ensemble: mean over the eight symmetries: better targets, the same under every augmentation as long as a
+            picture fits into a tile, eight times the work.
+        tile: side in pixels of what a network sees at once, LR for a member, HR for an aggregator; larger pictures are
+            cut.
+        overlap: of tiles, in LR pixels.
     """
 
     bits: int = 16
@@ -51,6 +52,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.bits not in (8, 16):
             raise MTKDError(f"teacher.bits={self.bits}: pictures of teachers are kept in 16 bits or in 8")
+        whole = isinstance(self.tile, int) and isinstance(self.overlap, int)
+        if not whole or not 0 <= 2 * self.overlap < self.tile:
+            raise MTKDError(
+                f"teacher.tile={self.tile}, teacher.overlap={self.overlap}: both are whole numbers of pixels, the "
+                "overlap from 0 to less than half the tile"
+            )
 
 
 class TeacherCache:
@@ -70,6 +77,11 @@ class TeacherCache:
     def files(self, pairs: PairedImages) -> list[Path]:
         """Where the picture of each LR picture is, or will be."""
         return [self.folder / f"{pairs.lr_digest(index)}.npy" for index in range(len(pairs))]
+
+    def missing_bytes(self, pairs: PairedImages) -> int:
+        """What the pictures that are not there yet will take."""
+        missing = [size for size, file in zip(pairs.prepare(), self.files(pairs), strict=True) if not file.exists()]
+        return sum(3 * height * width * pairs.scale**2 * self.settings.bits // 8 for height, width in missing)
 
     def make(
         self,
@@ -94,15 +106,17 @@ class TeacherCache:
         files = self.files(pairs)
         if not (missing := [index for index, file in enumerate(files) if not file.exists()]):
             return files
-        sizes = pairs.prepare()
-        pixels = sum(sizes[index][0] * sizes[index][1] for index in missing) * pairs.scale**2
-        self._need(3 * pixels * self.settings.bits // 8, len(missing), label)
+        need_space(self.folder, wanted := self.missing_bytes(pairs), label)
+        count = f"{len(missing)} pictures" if len(missing) > 1 else "a picture"
+        log.info("%s: making %s, %.3g GB.", label, count, wanted / 1e9)
         net = self._whole(made := network(), pairs.scale).to(device).eval()
         merges = getattr(made, "takes_pictures", False)
         pictures = WholePictures(pairs)
         for done, index in enumerate(missing, start=1):
+            if files[index].exists():  # another process has made it meanwhile
+                continue
             batch = on_device(pictures[index], device)
-            with torch.inference_mode():
+            with torch.inference_mode(), float32_convolutions():
                 sr = net(batch.teacher_sr.flatten(1, 2) if merges and batch.teacher_sr is not None else batch.lr)
             data = BytesIO()
             np.save(data, _levels(sr[0], self.settings.bits))
@@ -113,31 +127,43 @@ class TeacherCache:
 
     def _whole(self, network: nn.Module, scale: int) -> nn.Module:
         """What takes whole pictures: members take LR, a merger the members' pictures, three channels each."""
+        tile, overlap = self.settings.tile, self.settings.overlap
         if getattr(network, "takes_pictures", False):
-            network, scale = _Merger(network), 1
+            network, overlap, scale = _Merger(network), overlap * scale, 1
+            tile = max(tile, 2 * overlap + 2 * network.size_multiple)
         if self.settings.self_ensemble:
             network = SelfEnsemble(network)
-        return Tiled(network, scale, self.settings.tile, self.settings.overlap)
+        return Tiled(network, scale, tile, overlap)
 
-    def _need(self, wanted: int, pictures: int, label: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        count = f"{pictures} pictures" if pictures > 1 else "a picture"
-        log.info("%s: making %s, %.3g GB (%.0f GB free).", label, count, wanted / 1e9, free / 1e9)
-        if wanted > free:
-            raise MTKDError(
-                f"{label}: its pictures need {wanted / 1e9:.2f} GB, and {self.folder} has {free / 1e9:.2f} GB free. "
-                "Free some, choose another disk with paths.cache=..., halve them with teacher.bits=8, or let the "
-                "teachers run at every step with teacher.cache=false."
-            )
+
+def need_space(folder: Path, wanted: int, label: str) -> None:
+    """Refuse to begin what will not fit.
+
+    Raises:
+        MTKDError: the disk has less than ``wanted`` bytes, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MTKDError(
+            f"{folder} cannot be made ({error.strerror}): choose another place with paths.cache=..."
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise MTKDError(
+            f"{label} need {wanted / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB free. "
+            "Free some, choose another disk with paths.cache=..., halve them with teacher.bits=8, or let the "
+            "teachers run at every step with teacher.cache=false."
+        )
 
 
 class _Merger(nn.Module):
     """An ensemble whose members' pictures come side by side, (b, 3 k, H, W), as tiles and turns handle them."""
 
-    def __init__(self, ensemble: nn.Module) -> None:
+    def __init__(self, ensemble: Any) -> None:
         super().__init__()
         self.ensemble = ensemble
+        self.size_multiple: int = getattr(ensemble.aggregator, "size_multiple", 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3 k, H, W) to (b, 3, H, W)."""
