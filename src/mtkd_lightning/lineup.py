@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from mtkd_lightning import evaluation, networks
-from mtkd_lightning.artifacts import Artifact, config_hash
+from mtkd_lightning.artifacts import Artifact
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
@@ -91,7 +91,7 @@ class Lineup:
             "aggregation",
             {
                 "network": plain(self.config.aggregator),
-                "members": self._member_hashes(),
+                "members": list(map(self._made_by_member, self.names)),
                 "teacher_pictures": self.kept(),
             },
             self._merging,
@@ -99,21 +99,20 @@ class Lineup:
             data=self.pictures.train.manifest_hash(),
         )
 
-    def _member_hashes(self) -> list[list[str]]:
-        return [[name, self._hash(name)] for name in self.names]
+    def _made_by_member(self, name: str) -> list[Any]:
+        """What decides a member's pictures: its name, its sha256, and its backbone where the user configured that.
 
-    def _hash(self, name: str) -> str:
-        """Of what decides a member's pictures."""
-        weights, backbone = self.artifact_of(name).sha256, self.config.teacher.members[name].get("backbone")
-        if self._given(name) and backbone:  # which may say more than the tensors do
-            return config_hash({"weights": weights, "backbone": plain(backbone)})
-        return weights
+        A configured backbone may say what tensors do not, a range of values for instance.
+        """
+        backbone = self.config.teacher.members[name].get("backbone")
+        configured = [plain(backbone)] if self._given(name) and backbone else []
+        return [name, self.artifact_of(name).sha256, *configured]
 
     def made_by(self) -> dict[str, Any]:
         """What decides the ensemble's pictures."""
         aggregator = self.aggregator()
         return {
-            "members": self._member_hashes(),
+            "members": list(map(self._made_by_member, self.names)),
             "aggregator": plain(self.config.aggregator),
             "aggregator_sha256": aggregator and aggregator.sha256,
         }
@@ -198,7 +197,7 @@ class Lineup:
             [
                 next(given)
                 if name in self._folders()
-                else self._cache(self._hash(name)).make(
+                else self._cache(self._made_by_member(name)[1:]).make(
                     bare, partial(self._net, name), self.maker.device, f"teacher {name}", say_progress
                 )
                 for name in self.names
@@ -208,7 +207,7 @@ class Lineup:
     def _need_space(self) -> None:
         """Refuse to begin where the pictures of all members and of their aggregator will not fit."""
         sets = [pairs.with_files([]) for pairs in (self.pictures.train, self.pictures.validation)]
-        members = [self._cache(self._hash(name)) for name in self.names if name not in self._folders()]
+        members = [self._cache(self._made_by_member(name)[1:]) for name in self.names if name not in self._folders()]
         missing = sum(cache.missing_bytes(pairs) for cache in members for pairs in sets)
         if missing and len(self.names) > 1:
             missing += self._cache(None).missing_bytes(sets[0])
