@@ -44,6 +44,8 @@ format: $(READY) ## Mend style where that can be done by a program
 bench: $(READY) ## Measure what the framework and the teachers cost a training step
 	$(RUN) benchmarks/framework_overhead.py
 	$(RUN) benchmarks/steps.py
+	$(RUN) benchmarks/data_path.py
+	$(RUN) benchmarks/wavelet_loss.py
 
 doctor: $(READY) ## Say what is on this machine and what is missing
 	$(RUN) -m mtkd_lightning.doctor
