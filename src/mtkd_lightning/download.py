@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage, InvalidURL
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +21,11 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from mtkd_lightning import __version__
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import file_sha256, replacing
+from mtkd_lightning.files import alone, file_sha256, replacing
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ def fetch(url: str, path: Path, *, sha256: str | None = None) -> str:
         if len(wanted) == 64 and path.is_file() and file_sha256(path) == wanted:
             return wanted  # before anything is written: the folder may be read-only
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with alone(path.with_name(f".{path.name}.lock"), f"Waiting for another process that downloads {path}"):
             return _ensure(url, path, known)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -243,15 +242,6 @@ def _progress(url: str, done: int, size: int | None) -> Iterator[Callable[[int],
 
     log.info("Downloading %s, %s MB", url, "?" if size is None else f"{size / 1e6:.1f}")
     yield report
-
-
-def _alone(path: Path) -> AbstractContextManager[Any]:
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Waiting for another process that downloads %s", path)
-        return lock.acquire()
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -94,8 +94,9 @@ def _at_every_scale(text: str, scales: list[int]) -> list[str]:
     """A name of the catalogue without a scale stands for all of its scales."""
     from mtkd_lightning import catalogue
 
+    known = catalogue.entries()
     named = [f"{text}_x{scale}" for scale in scales]
-    return [name for name in named if name in catalogue.entries()] or [text]
+    return [name for name in named if name in known] or [text]
 
 
 def _wrapped(network: Any, scale: int, config: DictConfig) -> Any:

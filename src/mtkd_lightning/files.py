@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 from mtkd_lightning.errors import MTKDError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -42,6 +47,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock file, saying ``waiting`` while another process does; the system lets go of it when a process dies."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info(waiting)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def file_sha256(path: Path) -> str:

@@ -228,7 +228,7 @@ class Lineup:
         if not all(file.exists() for file in files):
             ensemble = partial(self.ensemble, dict.fromkeys(self.names))
             label = f"aggregator {self.config.aggregator_name}"
-            cache.make(self.with_members(pairs), ensemble, self.maker.device, label, say_progress)
+            cache.make(self._beside(pairs), ensemble, self.maker.device, label, say_progress)
         return pairs.with_files([files])
 
     def _cache(self, made_by: Any) -> TeacherCache:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -19,7 +18,7 @@ from mtkd_lightning.artifacts import Artifact, OtherConfigurationError
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import file_sha256, replacing
+from mtkd_lightning.files import alone, file_sha256, replacing
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.recipe import Recipe
@@ -163,17 +162,9 @@ def _learned(student: nn.Module) -> nn.Module:
 
 @contextmanager
 def _exclusive(run: Path) -> Iterator[None]:
-    """Hold what one run may train at a time; the system lets go of it when a process dies."""
+    """Hold what one run may train at a time."""
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("Another run is training %s; waiting for it.", run.name)
-        lock.acquire()
-    try:
+    with alone(run / ".lock", f"Another run is training {run.name}; waiting for it."):
         for left_by_a_killed_run in run.glob(".*.tmp"):
             left_by_a_killed_run.unlink()
         yield
-    finally:
-        lock.release()

@@ -7,12 +7,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
-
-from filelock import FileLock, Timeout
 
 from mtkd_lightning.artifacts import provenance
 from mtkd_lightning.data.archives import need_space, unpack
@@ -23,7 +21,7 @@ from mtkd_lightning.data.resize import downscale
 from mtkd_lightning.data.sources import picture_store
 from mtkd_lightning.download import fetch
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import replacing
+from mtkd_lightning.files import alone, replacing
 
 log = logging.getLogger(__name__)
 
@@ -199,21 +197,15 @@ def _filling(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Hold the root; the system lets go of it when a process dies."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / ".lock")
+    """Hold the root."""
+    with ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("Another run is preparing %s; waiting for it.", root)
-            lock.acquire()
-    except OSError as error:
-        raise MTKDError(f"{root} cannot be written ({error.strerror}): choose another folder with root=...") from error
-    try:
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(root / ".lock", f"Another run is preparing {root}; waiting for it."))
+        except OSError as error:
+            message = f"{root} cannot be written ({error.strerror}): choose another folder with root=..."
+            raise MTKDError(message) from error
         yield
-    finally:
-        lock.release()
 
 
 def _each(do: Callable[[Path], Result], items: list[Path]) -> list[Result]:
