@@ -116,5 +116,5 @@ def test_the_teacher_moves_along(method, batch):
 
 @pytest.mark.parametrize("weights", [{}, {"response": 1.0}, {**WEIGHTS, "gt": 1.0}])
 def test_weights_that_do_not_fit(method, weights):
-    with pytest.raises(MTKDError, match="takes exactly ground_truth and response"):
+    with pytest.raises(MTKDError, match="takes exactly ground_truth, response"):
         MTKD(method.student, method.teacher, weights, l1)

@@ -108,14 +108,22 @@ class Backbone(nn.Module, ABC):
             MTKDError: a tap that the network does not have.
         """
         taps = tuple(taps)
-        for tap in taps:
-            if tap not in self.tap_channels:
-                known = _listing(self.tap_channels)
-                raise MTKDError(f"{type(self).__name__} has no tap '{tap}'; it has {known}")
+        self.check_taps(taps)
         keep = Keep(taps)
         sr = self._run(lr, keep)
         height, width = lr.shape[-2:]
         return sr, {tap: keep.kept[tap][..., :height, :width] for tap in taps}
+
+    def check_taps(self, taps: Iterable[str]) -> None:
+        """Refuse a tap that the network does not have.
+
+        Raises:
+            MTKDError: says which there are.
+        """
+        for tap in taps:
+            if tap not in self.tap_channels:
+                known = _listing(self.tap_channels)
+                raise MTKDError(f"{type(self).__name__} has no tap '{tap}'; it has {known}")
 
     def _run(self, lr: Tensor, keep: Keep) -> Tensor:
         height, width = lr.shape[-2:]

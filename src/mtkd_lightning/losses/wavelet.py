@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.losses.pixel import difference
+from mtkd_lightning.losses.pixel import difference, without_autocast
 
 # Each border mode with its name in `F.pad`, which adds the one sample that Haar lacks on odd sides.
 _MODES = {
@@ -89,7 +89,7 @@ class WaveletLoss(nn.Module):
                 f"the wavelet loss got pictures of {height}x{width}; {self.levels} levels of {self.wavelet}"
                 f" need {smallest}x{smallest} or more: use larger patches or fewer levels"
             )
-        with torch.autocast(sr.device.type, enabled=False):
+        with without_autocast(sr.device):
             whole = height % 2**self.levels == width % 2**self.levels == 0 and sr.shape == target.shape
             if self._taps == 2 and self.high_weight and whole and not torch.compiler.is_compiling():
                 settings = self.levels, self.low_weight, self.high_weight

@@ -1,6 +1,6 @@
 """Frozen teachers, and the ensemble that makes one of several."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -17,6 +17,13 @@ class Teacher:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.requires_grad_(False).eval()
+        self._passes = 0
+
+    @property
+    def passes(self) -> int:
+        """Pictures or patches that its networks have enlarged so far, each network counted: what teaching cost."""
+        members = getattr(self.net, "members", {}).values()
+        return self._passes + sum(member.passes for member in members if member)
 
     @torch.no_grad()
     def __call__(self, lr: Tensor, teacher_sr: Tensor | None = None) -> Tensor:
@@ -24,8 +31,20 @@ class Teacher:
 
         ``teacher_sr`` (b, k, 3, scale * h, scale * w) are the pictures for a network that takes such, see `Ensemble`.
         """
+        self._count(lr)
         sr: Tensor = self.net(lr) if teacher_sr is None else self.net(lr, teacher_sr)
         return sr
+
+    @torch.no_grad()
+    def features(self, lr: Tensor, taps: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Enlarge ``lr`` and give features by tap, see `Backbone.forward_features`; only for such a network."""
+        self._count(lr)
+        found: tuple[Tensor, dict[str, Tensor]] = self.net.forward_features(lr, taps)  # type: ignore[operator]
+        return found
+
+    def _count(self, lr: Tensor) -> None:
+        if not isinstance(self.net, Ensemble | GivenPicture):
+            self._passes += len(lr)
 
     def apply_to_tensors(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the module that holds this teacher, to another device for instance."""
