@@ -13,7 +13,7 @@ from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import Pair, PairedImages
 from mtkd_lightning.data.store import PictureStore
 from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.report import _most_detailed, comparison, markdown, rows, write_crops, write_tables
+from mtkd_lightning.report import _most_detailed, markdown, network_table, rows, write_crops, write_tables
 
 METRICS = {
     "protocols": dict.fromkeys(("Set5", "Set14"), "Y, crop 2, uint8, mean of images"),
@@ -77,8 +77,8 @@ def test_markdown():
     assert lines[-1].endswith("A note.")
 
 
-def test_a_comparison_has_a_network_a_row_the_best_first():
-    lines = comparison([METRICS, {**METRICS, "scale": 4}]).splitlines()
+def test_the_table_of_networks_has_a_network_a_row_the_best_first():
+    lines = network_table([METRICS, {**METRICS, "scale": 4}]).splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     assert [row[0] for row in table] == ["x2", "student", "bicubic", "x4", "student", "bicubic"]
     assert table[0][-2:] == ["Set5", "Set14"]

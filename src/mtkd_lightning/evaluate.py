@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtkd_lightning.config import CONF, SCALES, build, check_keys
 from mtkd_lightning.errors import MTKDError, reported
+from mtkd_lightning.tables import write_csv, write_text
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def run(config: DictConfig) -> None:
         )
     device = torch.device(config.device or ("cuda" if gpu else "cpu"))
     output = Path(config.output).expanduser()
-    report.write_text(output / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(output / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     finished = Path(config.paths.weights).expanduser()
     by_scale: dict[int, dict[str, Any]] = {}
     for text in texts:
@@ -80,13 +81,13 @@ def run(config: DictConfig) -> None:
         save = config.save and Path(config.save).expanduser() / f"x{scale}"
         log.info("x%d: %s on %s.", scale, ", ".join(networks), ", ".join(benchmarks))
         evaluated.append(evaluate(networks, benchmarks, scale, device, save=save, progress=_show))
-    table = report.comparison(evaluated)
-    report.write_csv(output / "results.csv", [row for metrics in evaluated for row in report.rows(metrics)])
-    report.write_csv(
+    table = report.network_table(evaluated)
+    write_csv(output / "results.csv", [row for metrics in evaluated for row in report.rows(metrics)])
+    write_csv(
         output / "images.csv",
         [{"scale": metrics["scale"], **image} for metrics in evaluated for image in metrics["images"]],
     )
-    report.write_text(output / "results.md", table)
+    write_text(output / "results.md", table)
     log.info("\n%s\nTables: %s and results.csv; each picture: images.csv", table, output / "results.md")
 
 

@@ -1,7 +1,5 @@
 """What came out: a table (Markdown, CSV) and crops side by side (PNG)."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -17,8 +15,8 @@ from mtkd_lightning.data.batches import WholePictures
 from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.evaluation import enlarge, on_device
-from mtkd_lightning.files import replacing
 from mtkd_lightning.metrics.functional import Protocol, psnr
+from mtkd_lightning.tables import aligned, protocols, write_csv, write_text
 
 COSTS = (
     "GFLOPs of one 1280x720 output, 2 per multiply-add; s / MP: seconds per output megapixel on this machine. "
@@ -60,27 +58,6 @@ def markdown(metrics: Mapping[str, Any], title: str, note: str) -> str:
     return "\n".join([f"# {title}", "", *aligned(head, cells, left=2), "", legend, ""])
 
 
-def aligned(head: list[str], cells: list[list[str]], left: int) -> list[str]:
-    """Lines of a Markdown table, the first ``left`` columns to the left and the others to the right."""
-    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
-    rule = "|".join("-" * (w + 1) + (":" if i >= left else "-") for i, w in enumerate(widths))
-
-    def line(texts: list[str]) -> str:
-        padded = [x.rjust(w) if i >= left else x.ljust(w) for i, (x, w) in enumerate(zip(texts, widths, strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    return [line(head), f"|{rule}|", *map(line, cells)]
-
-
-def protocols(metrics: Mapping[str, Any]) -> str:
-    """One sentence on how each benchmark was scored."""
-    by_protocol: dict[str, list[str]] = {}
-    for benchmark, protocol in metrics["protocols"].items():
-        by_protocol.setdefault(protocol, []).append(benchmark)
-    named = [f"{protocol} ({', '.join(names)})" for protocol, names in by_protocol.items()]
-    return f"Protocol: {'; '.join(named)}."
-
-
 def write_tables(metrics: Mapping[str, Any], folder: Path, title: str, note: str) -> str:
     """Write ``results.md`` and ``results.csv``; give the Markdown."""
     write_csv(folder / "results.csv", rows(metrics))
@@ -89,7 +66,7 @@ def write_tables(metrics: Mapping[str, Any], folder: Path, title: str, note: str
     return table
 
 
-def comparison(evaluated: Sequence[Mapping[str, Any]]) -> str:
+def network_table(evaluated: Sequence[Mapping[str, Any]]) -> str:
     """One Markdown table a scale, as papers print them: a network a row, best first, PSNR / SSIM by benchmark."""
     parts = []
     for metrics in evaluated:
@@ -105,21 +82,6 @@ def comparison(evaluated: Sequence[Mapping[str, Any]]) -> str:
         ]
         parts += [*aligned(head, cells, left=1), "", protocols(metrics), ""]
     return "\n".join([*parts, f"PSNR in dB / SSIM. {COSTS}", ""])
-
-
-def write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of equal keys."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def write_crops(

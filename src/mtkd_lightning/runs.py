@@ -1,0 +1,125 @@
+"""What the runs of a comparison left: their metrics.json, read and checked."""
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtkd_lightning.errors import MTKDError
+
+log = logging.getLogger(__name__)
+
+# What a run says of itself in metrics.json.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "variant": str,
+    "student": str,
+    "method": str,
+    "scale": int,
+    "seed": int,
+    "steps": int,
+    "seconds": (int, float),
+    "teacher_passes": int,
+    "teacher_pictures": (str, type(None)),
+    "fairness": dict,
+    "fingerprint": str,
+    "initial_sha256": str,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student: what made it, and its PSNR and SSIM by benchmark and picture."""
+
+    path: Path
+    variant: str
+    student: str
+    method: str
+    scale: int
+    seed: int
+    steps: int
+    seconds: float
+    teacher_passes: int
+    teacher_pictures: str | None
+    fairness: dict[str, Any]
+    fingerprint: str
+    initial_sha256: str
+    protocols: dict[str, str]
+    psnr: dict[str, dict[str, float]]
+    ssim: dict[str, dict[str, float]]
+
+    def must_match(self) -> dict[str, str]:
+        """Everything that has to be the same in a fair comparison: dotted key -> value as text."""
+        scored = {
+            benchmark: f"{len(images)} pictures, {hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()}"
+            for benchmark, images in self.psnr.items()
+        }
+        return dict(_flat({**self.fairness, "scale": self.scale, "scored": scored}))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read every ``*/metrics.json``; what cannot be compared is logged in a line and left out.
+
+    Raises:
+        MTKDError: a folder has no run, or none is left.
+    """
+    runs = []
+    for folder in folders:
+        paths = sorted(folder.glob("*/metrics.json"))
+        if not paths:
+            raise MTKDError(
+                f"no run to compare: there is no {folder / '*' / 'metrics.json'}. The evaluation stage of the main job "
+                "writes one a run (python -m mtkd_lightning +experiment=...); runs=[...] names the folders of runs"
+            )
+        for path in paths:
+            try:
+                runs.append(_read(path))
+            except MTKDError as error:
+                log.warning("%s is left out: %s", path, error)
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                log.warning("%s is left out: it cannot be read (%s: %s)", path, type(error).__name__, error)
+    if not runs:
+        raise MTKDError(
+            f"no run to compare: none of the metrics.json under {', '.join(map(str, folders))} can be used, for the "
+            "reasons above. Remove such a file and run the command of its run again; its evaluation writes a new one"
+        )
+    return runs
+
+
+def _read(path: Path) -> Run:
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    if "run" not in metrics:
+        raise MTKDError(
+            "it is of an older version, which does not say what made it; remove it and run the command of its run again"
+        )
+    run = metrics["run"]
+    for key, kind in FIELDS.items():
+        if not isinstance(run[key], kind):
+            raise MTKDError(f"run.{key} is {run[key]!r}")
+    scores: dict[str, Any] = {"psnr": {}, "ssim": {}}
+    for image in metrics["images"]:
+        if image["network"] == "student":
+            for measure, by_benchmark in scores.items():
+                if not math.isfinite(image[measure]):
+                    raise MTKDError(f"{measure} of {image['benchmark']}/{image['image']} is {image[measure]}")
+                by_benchmark.setdefault(image["benchmark"], {})[image["image"]] = image[measure]
+    if not scores["psnr"]:
+        raise MTKDError("it has no score of a student")
+    return Run(path, protocols=dict(metrics["protocols"]), **scores, **{key: run[key] for key in FIELDS})
+
+
+def shortened(value: str) -> str:
+    """A value of ``must_match`` as a reader wants it, with the first digits of a hash."""
+    return re.sub(r"[0-9a-f]{24,}", lambda found: found[0][:12], value.strip('"'))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value, sort_keys=True)
