@@ -51,7 +51,7 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("+sed=1", "the configuration has no key 'sed': did you mean seed?"),
         ("+student.feature=5", "student has no key 'feature': did you mean features?"),
         ("+training.distilation.steps=5", "training has no key 'distilation': did you mean distillation?"),
-        ("+method.weights.gt=1", "it takes exactly ground_truth and response"),
+        ("+method.weights.gt=1", "it takes exactly ground_truth, response"),
         ("+teacher.members.x.seed=1", "teacher.members.x has nothing to make pictures with: give weights=..."),
         ("+teacher.members.edsr.folder=a", "teacher.members.edsr has a folder of pictures and a network"),
         ("teacher.members.edsr=null", "a member is a mapping"),

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mtkd_lightning import catalogue
+from mtkd_lightning.backbones.edsr import EDSR
 from mtkd_lightning.config import CONF, SCALES, build, check
 from mtkd_lightning.data.sources import Pictures
+from mtkd_lightning.experiments import ONE_TEACHER, register
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.complexity import parameters
 from mtkd_lightning.pipeline import Pipeline
@@ -27,6 +29,7 @@ from mtkd_lightning.recipe import Recipe
 from mtkd_lightning.teachers.teacher import Ensemble, Teacher
 
 FILES = sorted(CONF.rglob("*.yaml"))
+EXPERIMENTS = register()
 STAGES = ("teachers", "aggregation", "distillation")
 COUNTS = re.compile(r"([\d.]+) / ([\d.]+) / ([\d.]+) M parameters")
 
@@ -83,12 +86,12 @@ def assert_count(network: nn.Module, stated: str | None) -> None:
 
 
 def teacher() -> Teacher:
-    return Teacher(nn.Identity())
+    return Teacher(EDSR(2, 4, 1))
 
 
 def test_every_group_has_a_test():
-    tested = """aggregator backbone catalogue data dataset experiment method optimizer paths preset recipe scheduler
-        student teacher trainer"""
+    tested = """aggregator backbone catalogue data dataset method optimizer paths preset recipe scheduler
+        student study teacher trainer variant"""
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(tested.split())
 
 
@@ -99,16 +102,36 @@ def test_every_file_starts_with_a_comment(path):
     assert re.match(r"# \w.{10}", first), first
 
 
-@pytest.mark.parametrize("experiment", names("experiment"))
 @pytest.mark.parametrize("preset", names("preset"))
-@pytest.mark.parametrize("scale", SCALES)
-def test_every_experiment_with_every_preset_at_every_scale(experiment, preset, scale):
+@pytest.mark.parametrize(
+    ("experiment", "scale"),
+    [(name, 4) for name in EXPERIMENTS if name.startswith("rcan")]
+    + [(f"{student}_multi_teacher", scale) for student in ("edsr", "swinir") for scale in SCALES],
+)
+def test_every_experiment_with_every_preset(experiment, preset, scale):
     config = configuration(f"+experiment={experiment}", f"preset={preset}", f"scale={scale}")
     seed = config.training.distillation.seed
     assert config.name == f"{experiment}_{preset}_x{scale}_seed{seed}"
     assert config.student == chosen("student", f"{preset}/{experiment.split('_')[0]}", scale)
     assert config.student.scale == config.data.scale == config.aggregator.scale == scale
-    assert (CONF / "aggregator" / f"{config.aggregator_name}.yaml").is_file()
+    assert (CONF / "aggregator" / f"{config.aggregator_name.removesuffix('_as_released')}.yaml").is_file()
+    assert config.teacher.only is None or set(config.teacher.only) < set(config.teacher.members)
+
+
+def test_experiments_are_students_times_methods_and_variants():
+    students = {name.split("/")[1] for name in names("student")}
+    kinds = {*names("method"), *(f"mtkd_{variant}" for variant in names("variant")), "kd_mean", "multi_teacher"}
+    assert set(EXPERIMENTS) == {f"{student}_{kind}" for student in students for kind in kinds}
+    assert set(ONE_TEACHER) < set(names("method"))
+
+
+@pytest.mark.parametrize("name", names("study"))
+def test_every_study_asks_for_experiments_that_exist(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"+study={name}"], return_hydra_config=True)
+    asked = [experiment.strip() for experiment in config.hydra.sweeper.params["+experiment"].split(",")]
+    assert set(asked) <= set(EXPERIMENTS)
+    assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.parametrize("group", ["aggregator", "data", "method", "paths", "student", "teacher", "trainer"])
@@ -118,7 +141,7 @@ def test_every_choice_fits_the_main_job(group):
 
 
 def test_every_preset_has_every_student():
-    students = {name.split("_")[0] for name in names("experiment")}
+    students = {name.split("_")[0] for name in EXPERIMENTS}
     assert set(names("student")) == {f"{preset}/{student}" for preset in names("preset") for student in students}
 
 
@@ -167,7 +190,7 @@ def test_teachers_are_an_ensemble(name):
 def test_methods(name):
     node = chosen("method", name)
     arguments = {"teacher": teacher()} if name != "scratch" else {}
-    method = build(node, student=nn.Conv2d(3, 3, 1), **arguments)
+    method = build(node, student=EDSR(2, 4, 1), **arguments)
     assert isinstance(method, Method)
     assert method.needs_teacher == bool(arguments)
 

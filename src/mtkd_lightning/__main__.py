@@ -8,12 +8,19 @@ from omegaconf import DictConfig
 
 from mtkd_lightning.config import CONF, check
 from mtkd_lightning.errors import reported
+from mtkd_lightning.experiments import register
 
 log = logging.getLogger(__name__)
 
 
+def main() -> None:
+    """Read the command line, of which `run` does the work."""
+    register()
+    run()
+
+
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """Check the configuration, then run its stages; bad input ends with its message and status 1."""
     with reported():
         check(config)

@@ -93,6 +93,15 @@ def find(path: Path, config: Mapping[str, Any]) -> Artifact | None:
     return Artifact(path, record)
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Sha256 of names and values."""
+    found = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(x.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any], made: str) -> None:
     """Raise MTKDError, naming what differs, unless ``made`` is the hash of ``asked``."""
     if made == (wanted := config_hash(asked)):

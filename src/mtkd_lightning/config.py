@@ -3,6 +3,8 @@
 import ast
 import difflib
 import logging
+import os
+import shutil
 from collections.abc import Iterator, Set
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +24,7 @@ CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if p.is_d
 
 STAGES = ("teachers", "cache", "aggregation", "distillation", "evaluation", "report")
 SCALES = (2, 3, 4)
-TEACHER = {"accept_weak", "cache", "bits", "self_ensemble", "tile", "overlap"}
+TEACHER = {"only", "alone", "pair", "accept_weak", "cache", "bits", "self_ensemble", "tile", "overlap"}
 GROUPS = {"paths", "data", "teacher", "aggregator", "method", "trainer", "student"}
 
 
@@ -53,6 +55,8 @@ def check(config: DictConfig) -> None:
                 f"catalogue), folder=... (pictures), or +backbone@teacher.members.{name}.backbone=..., "
                 f"one of {', '.join(sorted(path.stem for path in (CONF / 'backbone').glob('*.yaml')))}"
             )
+    for name in config.teacher.only or ():
+        _refuse_value("teacher.only", name, tuple(config.teacher.members))
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("existing", config.existing, ("stop", "remake"))
     _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))
@@ -63,6 +67,8 @@ def check(config: DictConfig) -> None:
             f"trainer.devices={config.trainer.devices}: a run takes one device; start other seeds or experiments "
             "beside it, each with its CUDA_VISIBLE_DEVICES"
         )
+    if config.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise MTKDError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: install one")
     for key in ("seed", "num_workers"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise MTKDError(f"{key}={config[key]!r}: it must be a whole number from 0 up")

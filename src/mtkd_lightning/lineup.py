@@ -40,7 +40,7 @@ class Lineup:
     def __init__(self, config: DictConfig, pictures: Pictures, maker: Maker) -> None:
         self.config = config
         self.maker = maker
-        self.names = list(config.teacher.members)
+        self.names: list[str] = list(config.teacher.only or config.teacher.members)
         self.cached: bool = config.teacher.cache
         self.settings = Settings(**{field.name: config.teacher[field.name] for field in fields(Settings)})
         folders = [Path(folder).expanduser() for folder in self._folders().values()]
@@ -50,7 +50,8 @@ class Lineup:
 
     def _folders(self) -> dict[str, str]:
         """Members that are pictures on disk, in the order of a batch's teacher_sr."""
-        return {name: node.folder for name, node in self.config.teacher.members.items() if node.get("folder")}
+        nodes = {name: self.config.teacher.members[name] for name in self.names}
+        return {name: node.folder for name, node in nodes.items() if node.get("folder")}
 
     def _given(self, member: str) -> networks.Weights | None:
         """Weights that the user names for a member, instead of having it trained."""
@@ -160,6 +161,16 @@ class Lineup:
                 "To teach with it nevertheless say teacher.accept_weak=true."
             )
         self._seen_better.add(name)
+
+    def online(self) -> Teacher:
+        """What makes a picture of every batch: the ensemble, or its only member where nothing is merged."""
+        members = {name: self.approved(name) for name in self.names}
+        return self.alone(members) or Teacher(self.ensemble(members))
+
+    def alone(self, members: dict[str, Teacher | None]) -> Teacher | None:
+        """The only member, if its picture is the ensemble's."""
+        (first, *others) = members.values()
+        return first if not others and isinstance(self.merger(), Mean) else None
 
     def ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
         """Members and the trained aggregator; a member that is None has its picture given."""

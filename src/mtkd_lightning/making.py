@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mtkd_lightning import artifacts
-from mtkd_lightning.artifacts import Artifact, OtherConfigurationError
+from mtkd_lightning.artifacts import Artifact, OtherConfigurationError, digest
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
@@ -87,6 +87,7 @@ class Maker:
             "data": data,
             "precision": self.config.trainer.precision,
             "gradient_clip_val": self.config.trainer.gradient_clip_val,
+            "accumulate_grad_batches": self.config.trainer.accumulate_grad_batches,
         }
         path = self.weights / f"{stem}.safetensors"
         if not make:
@@ -106,6 +107,7 @@ class Maker:
             if recipe.init_from is not None:
                 source = Path(recipe.init_from).expanduser()
                 load_published(_learned(trained.student), read_tensors(source), source)
+            initial = digest(_learned(trained.student).state_dict())
             record = train(
                 trained,
                 recipe,
@@ -116,8 +118,11 @@ class Maker:
                 config=config,
                 label=f"{stage} {stem}",
                 num_workers=self.config.num_workers,
+                compiled=self.config.compile and stage == "distillation",
             )
-            artifact = artifacts.save(path, _learned(trained.student).state_dict(), config, **record)
+            artifact = artifacts.save(
+                path, _learned(trained.student).state_dict(), config, initial_sha256=initial, **record
+            )
             _delete_checkpoint(self.runs / stem)
             log.info("%s: wrote %s, validation PSNR %.2f dB.", stage, path, record["metrics"]["val/psnr"])
             return artifact

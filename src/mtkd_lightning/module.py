@@ -38,8 +38,9 @@ class SRModule(LightningModule):
         """Sum of the terms."""
         terms = self.method(batch)
         loss = torch.stack(list(terms.values())).sum()
-        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % interval == 0 or batch_idx + 1 == self.recipe.steps:
+        step, part = divmod(batch_idx + 1, self.trainer.accumulate_grad_batches)
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if part == 0 and (step % interval == 0 or step == self.recipe.steps):
             # Reading a value waits for the device, so not at every step.
             self._refuse_nan(terms, batch)
             self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
@@ -48,7 +49,8 @@ class SRModule(LightningModule):
 
     def validation_step(self, batch: SRBatch, batch_idx: int) -> None:
         """Enlarge one whole picture, in float32 whatever the training's precision."""
-        with torch.autocast(self.device.type, enabled=False), float32_convolutions():
+        eager = torch.compiler.set_stance("force_eager")  # every picture has another size
+        with eager, torch.autocast(self.device.type, enabled=False), float32_convolutions():
             sr = self.method.enlarge(batch)
         self.psnr.update(sr, batch.hr, [batch_idx])
         self.ssim.update(sr, batch.hr, [batch_idx])

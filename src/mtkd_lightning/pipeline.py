@@ -12,8 +12,9 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import nn
 
-from mtkd_lightning import evaluation, report
+from mtkd_lightning import artifacts, evaluation, report
 from mtkd_lightning.artifacts import Artifact
+from mtkd_lightning.backbones.foreign import Foreign
 from mtkd_lightning.config import STAGES, build, plain
 from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.paired import PairedImages
@@ -56,21 +57,34 @@ class Pipeline:
         self._try()
 
     def _try(self) -> None:
-        """Build everything, networks on shapes alone, and try the losses, so that what cannot work ends here."""
+        """Build everything and take a step, all on shapes alone, so that what cannot work ends here."""
         self.maker.trainer(logger=False)
         if {"evaluation", "report"} & set(self.config.stages):
             self._benchmarks()
-        teacher = self.teacher
-        members = {name: teacher.member(name, shape_alone=True) for name in teacher.names} if teacher else {}
-        with torch.device("meta"):
-            merger = build(self.config.aggregator, members=len(self.config.teacher.members))
-            self._method(build(self.config.student), Teacher(Ensemble(members, merger)))
         distillation = self.maker.recipes["distillation"]
-        patch, enlarge = distillation.lr_patch, nn.Upsample(scale_factor=self.scale)
-        lr = torch.zeros(1, 3, patch, patch)
-        self._method(enlarge, Teacher(enlarge))(SRBatch(lr, enlarge(lr), [""]))
+        teacher = self._teacher_on_shapes()
+        with torch.device("meta"):
+            student = build(self.config.student)
+            method = self._method(student, teacher).to("meta")
+            lr = torch.zeros(1, 3, distillation.lr_patch, distillation.lr_patch)
+            hr = nn.functional.interpolate(lr, scale_factor=self.scale)
+        if not _has_foreign(student, teacher):  # which may look at values
+            pictures = 1 if self.learns_from_pictures else len(self.pictures.train.pairs[0].teachers)
+            method(SRBatch(lr, hr, [""], hr[:, None].repeat(1, pictures, 1, 1, 1) if pictures else None))
+        if text := method.describe():
+            log.info("%s", text)
         if (given := distillation.init_from) is not None:
             load_published(build(self.config.student), read_tensors(Path(given).expanduser()), given)
+
+    def _teacher_on_shapes(self) -> Teacher | None:
+        if self.teacher is None:
+            return None
+        members = {name: self.teacher.member(name, shape_alone=True) for name in self.teacher.names}
+        with torch.device("meta"):
+            merger = self.teacher.merger()
+        if self.learns_from_pictures:
+            return Teacher(GivenPicture())
+        return self.teacher.alone(members) or Teacher(Ensemble(members, merger))
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""
@@ -105,9 +119,25 @@ class Pipeline:
         if self._metrics() is not None:
             log.info("evaluation: %s is there.", self.folder / "metrics.json")
             return
-        metrics = evaluation.evaluate(self._networks(), self._benchmarks(), self.scale, self.maker.device)
-        with replacing(self.folder / "metrics.json") as temporary:
-            temporary.write_text(json.dumps({"of": self._evaluated(), **metrics}, indent=1) + "\n")
+        networks = self._networks()
+        student = {"student": networks.pop("student")}
+        metrics = self._scores_of_others(networks)
+        scores = evaluation.evaluate(student, self._benchmarks(), self.scale, self.maker.device)
+        metrics["networks"] |= scores["networks"]
+        metrics["images"] += scores["images"]
+        record = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"]), **metrics}
+        _write_json(self.folder / "metrics.json", record)
+
+    def _scores_of_others(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
+        """Scores of all networks but the student, measured once for all runs that have the same teachers."""
+        of = {key: value for key, value in self._evaluated().items() if key != "student"}
+        path = Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json"
+        if (known := _read_json(path)) is not None and known.pop("of", None) == of:
+            log.info("evaluation: the teachers' scores are in %s.", path)
+            return known
+        scores = evaluation.evaluate(networks, self._benchmarks(), self.scale, self.maker.device)
+        _write_json(path, {"of": of, **scores})
+        return scores
 
     def report(self) -> None:
         """Write the table and the crops, and show the table."""
@@ -124,11 +154,9 @@ class Pipeline:
 
     def _metrics(self) -> dict[str, Any] | None:
         """What the evaluation of exactly these networks and pictures left, if it is there."""
-        try:
-            metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return metrics if metrics.get("of") == self._evaluated() else None
+        metrics = _read_json(self.folder / "metrics.json")
+        asked = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"])} if metrics else {}
+        return metrics if metrics and all(metrics.get(key) == value for key, value in asked.items()) else None
 
     def _evaluated(self) -> dict[str, Any]:
         return {
@@ -137,6 +165,31 @@ class Pipeline:
             "benchmarks": {
                 name: [pairs.manifest_hash(), *pairs.teacher_hashes()] for name, pairs in self._benchmarks().items()
             },
+        }
+
+    def _run_record(self, protocols: dict[str, str]) -> dict[str, Any]:
+        """What a comparison needs to know: who this is, what it cost, and what must match for it to be fair."""
+        made = self._student().record
+        of = made["config"]
+        recipe = {key: value for key, value in of["recipe"].items() if key not in ("seed", *artifacts.NOT_IN_HASH)}
+        fairness = {
+            **{key: of[key] for key in ("scale", "data", "init_sha256", "precision", "gradient_clip_val")},
+            "student": of["network"],
+            "recipe": recipe,
+            "protocols": protocols,
+            "benchmarks": {name: pairs.manifest_hash() for name, pairs in self._benchmarks().items()},
+        }
+        return {
+            "name": self.config.name,
+            "variant": self.config.label,
+            "student": self.config.student_name,
+            "method": self.config.method_name,
+            "scale": self.scale,
+            "seed": made["seed"],
+            **{key: made[key] for key in ("steps", "seconds", "teacher_passes", "initial_sha256")},
+            "teacher_pictures": ("kept" if self.learns_from_pictures else "online") if self.teacher else None,
+            "fairness": fairness,
+            "fingerprint": artifacts.config_hash(fairness),
         }
 
     @property
@@ -198,8 +251,7 @@ class Pipeline:
         if self.teacher is None:
             return self._method(student, None), self.pictures
         if not self.learns_from_pictures:
-            members = {name: self.teacher.approved(name) for name in self.teacher.names}
-            return self._method(student, Teacher(self.teacher.ensemble(members))), self.pictures
+            return self._method(student, self.teacher.online()), self.pictures
         merged = replace(self.pictures, train=self.teacher.with_merged(self.pictures.train))
         return self._method(student, Teacher(GivenPicture())), merged
 
@@ -220,6 +272,24 @@ class Pipeline:
 
 
 MEAN = "mean of the teachers"
+
+
+def _has_foreign(student: nn.Module, teacher: Teacher | None) -> bool:
+    members = getattr(teacher.net, "members", {"": teacher}).values() if teacher else ()
+    return any(isinstance(network, Foreign) for network in (student, *(member.net for member in members if member)))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _class(target: str) -> type:

@@ -39,6 +39,7 @@ def train(
     config: dict[str, Any],
     label: str,
     num_workers: int = 0,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Train ``method.student`` to the recipe's last step.
 
@@ -54,9 +55,11 @@ def train(
         config: everything that decides the weights.
         label: what the progress bar calls it.
         num_workers: of the loader.
+        compiled: whether ``torch.compile`` makes the student's steps.
 
     Returns:
-        Steps, seconds (all sittings together) and validation metrics, for the sidecar.
+        Steps, seconds (all sittings together), pictures or patches that teachers enlarged at these steps, and
+        validation metrics, for the sidecar.
 
     Raises:
         MTKDError: a loss that is not finite, no space, an interrupt.
@@ -67,6 +70,8 @@ def train(
     module = SRModule(method, recipe, protocol)
     record = Record(config)
     data = SRDataModule(pictures, recipe, num_workers)
+    if compiled:
+        method.student.compile()
     with warnings.catch_warnings():
         for pattern in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
@@ -91,6 +96,7 @@ def train(
                 ),
             ],
         )
+        loop.val_check_interval *= loop.accumulate_grad_batches  # Lightning counts parts of batches there
         try:
             loop.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's way to end on Ctrl-C and on SIGTERM
@@ -104,6 +110,7 @@ def train(
     return {
         "steps": recipe.steps,
         "seconds": round(record.seconds, 1),
+        "teacher_passes": record.teacher_passes,
         "seed": recipe.seed,
         "metrics": {key: round(value, 4) for key, value in metrics.items()},
         "protocol": str(protocol),
@@ -165,22 +172,29 @@ class Record(Callback):
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.seconds = 0.0
+        self.teacher_passes = 0
         self._since = 0.0
+        self._counted = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Move the clock."""
+        """Move the clock, and count what teachers did."""
         now = time.perf_counter()
         self.seconds += now - self._since
         self._since = now
+        if (teacher := pl_module.method.teacher) is not None:  # type: ignore[union-attr]
+            passes: int = teacher.passes  # type: ignore[union-attr, assignment]
+            self.teacher_passes += passes - self._counted
+            self._counted = passes
 
     def state_dict(self) -> dict[str, Any]:
-        """Give configuration and seconds to the checkpoint."""
-        return {"seconds": self.seconds, "config": self.config, "config_hash": artifacts.config_hash(self.config)}
+        """Give configuration, seconds and passes to the checkpoint."""
+        counts = {"seconds": self.seconds, "teacher_passes": self.teacher_passes}
+        return {**counts, "config": self.config, "config_hash": artifacts.config_hash(self.config)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
-        self.seconds = state_dict["seconds"]
+        self.seconds, self.teacher_passes = state_dict["seconds"], state_dict["teacher_passes"]

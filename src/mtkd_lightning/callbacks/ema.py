@@ -30,8 +30,12 @@ class EMA(Callback):
         }
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Move the average towards the new weights, in one fused operation."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # a part of a batch, the weights are as they were
         live = _tensors(pl_module)
         floating = [name for name, x in live.items() if x.is_floating_point()]
         torch._foreach_lerp_(

@@ -25,7 +25,8 @@ class TrainingBatches(Dataset[SRBatch]):
     Item j of step k is item k * batch_size + j of an endless series of epochs, each a permutation of the
     pictures. All random numbers come from (seed, epoch) and (seed, step), so that a run can start at any
     step, on any number of workers. They are drawn for the global batch, of which a rank takes every
-    `world_size`-th item: the ranks together see what one process sees.
+    `world_size`-th item: the ranks together see what one process sees. With `parts` above 1 index i is part
+    i % parts of step i // parts: what a process goes through one after the other before it updates its weights.
 
     Args:
         pictures: where patches are cut.
@@ -34,6 +35,7 @@ class TrainingBatches(Dataset[SRBatch]):
         seed: not negative.
         rank: of this process.
         world_size: number of processes.
+        parts: of the batch of a process.
         augment: turn and mirror patches (the eight symmetries of the square, equally likely).
     """
 
@@ -46,6 +48,7 @@ class TrainingBatches(Dataset[SRBatch]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
         augment: bool = True,
     ) -> None:
         if batch_size < 1 or lr_patch < 1 or seed < 0:
@@ -53,10 +56,10 @@ class TrainingBatches(Dataset[SRBatch]):
                 f"got batch_size {batch_size}, lr_patch {lr_patch}, seed {seed}; "
                 "the first two must be at least 1, the seed at least 0"
             )
-        if batch_size % world_size:
+        if batch_size % (world_size * parts):
             raise MTKDError(
-                f"batch_size {batch_size} is that of all processes together and cannot be split "
-                f"among {world_size}: use a multiple of {world_size}"
+                f"batch_size {batch_size} is that of all processes together and cannot be split among {world_size} "
+                f"processes with {parts} parts each: use a multiple of {world_size * parts}"
             )
         if not 0 <= rank < world_size:
             raise MTKDError(f"got rank {rank} of {world_size} processes; ranks are 0 to {world_size - 1}")
@@ -68,6 +71,7 @@ class TrainingBatches(Dataset[SRBatch]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.parts = parts
         self.augment = augment
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -85,18 +89,19 @@ class TrainingBatches(Dataset[SRBatch]):
         if small:
             raise self._too_small(small)
 
-    def __getitem__(self, step: int) -> SRBatch:
+    def __getitem__(self, index: int) -> SRBatch:
+        step, part = divmod(index, self.parts)
         random = np.random.default_rng((self.seed, CUTS, step))
         corners = random.random((self.batch_size, 2))
         symmetries = random.integers(8, size=self.batch_size)
-        items = range(self.rank, self.batch_size, self.world_size)
+        items = range(self.rank + part * self.world_size, self.batch_size, self.world_size * self.parts)
         patch, scale = self.lr_patch, self.pictures.scale
         lr = np.empty((len(items), 3, patch, patch), np.uint8)
         hr = np.empty((len(items), 3, scale * patch, scale * patch), np.uint8)
         names, teacher_sr = [], []
         for row, item in enumerate(items):
-            index = self._picture(step * self.batch_size + item)
-            whole_lr, whole_hr, name = self.pictures[index]
+            picture = self._picture(step * self.batch_size + item)
+            whole_lr, whole_hr, name = self.pictures[picture]
             room = np.subtract(whole_lr.shape[:2], patch) + 1
             if room.min() < 1:
                 raise self._too_small([f"{name} (LR {size(whole_lr)})"])
@@ -106,7 +111,7 @@ class TrainingBatches(Dataset[SRBatch]):
             corner = scale * top, scale * left, scale * patch, symmetry
             hr[row] = _patch(whole_hr, *corner)
             names.append(name)
-            teacher_sr.append([_patch(whole, *corner) for whole in self.pictures.teacher_pictures(index)])
+            teacher_sr.append([_patch(whole, *corner) for whole in self.pictures.teacher_pictures(picture)])
         return SRBatch(torch.from_numpy(lr), torch.from_numpy(hr), names, _stack(teacher_sr))
 
     def _picture(self, position: int) -> int:

@@ -21,8 +21,9 @@ class SRDataModule(LightningDataModule):
         self.num_workers = num_workers
 
     def train_dataloader(self) -> "ResumedLoader":
-        """All batches from the trainer's step to the recipe's last: the whole training is one epoch of Lightning's."""
+        """All batches, in parts if asked, from the trainer's step on: the whole training is one epoch of Lightning's."""
         assert self.trainer is not None
+        parts = self.trainer.accumulate_grad_batches
         batches = TrainingBatches(
             self.pictures.train,
             batch_size=self.recipe.batch_size,
@@ -30,11 +31,12 @@ class SRDataModule(LightningDataModule):
             seed=self.recipe.seed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
+            parts=parts,
         )
         return ResumedLoader(
             batches,
             batch_size=None,
-            sampler=StepSampler(self.trainer.global_step, self.recipe.steps),
+            sampler=StepSampler(self.trainer.global_step * parts, self.recipe.steps * parts),
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )

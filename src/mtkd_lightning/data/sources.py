@@ -83,7 +83,12 @@ def demo_photographs(scale: int, cache: str | Path) -> Pictures:
 
 
 def folders(
-    root: str | Path, scale: int, cache: str | Path, validation_pictures: int = 8, strict_size: bool = False
+    root: str | Path,
+    scale: int,
+    cache: str | Path,
+    validation_pictures: int = 8,
+    strict_size: bool = False,
+    exclude: Sequence[str] = (),
 ) -> Pictures:
     """Take pictures of folders; a set is a folder of pictures, or HR with LR_bicubic/X{scale} beside it.
 
@@ -93,6 +98,7 @@ def folders(
         cache: folder for decoded pictures.
         validation_pictures: how many, evenly spaced, are taken out of training where `validation` is absent.
         strict_size: refuse HR pictures that are not a multiple of the scale, instead of cropping them.
+        exclude: names below `train`, without suffix, that are left out.
     """
     root = Path(root).expanduser()
     if not (root / "train").is_dir():
@@ -107,7 +113,7 @@ def folders(
             "Give the folder with data.root=..."
         )
     store = picture_store(cache)
-    train = _pairs(root / "train", scale)
+    train = _without(_pairs(root / "train", scale), exclude, root / "train")
     if (root / "validation").is_dir():
         validation = _pairs(root / "validation", scale)
         where = f"{len(validation)} of {root / 'validation'}"
@@ -187,6 +193,15 @@ def _published(name: str, hr: list[str], root: str | Path, scale: int) -> Path:
 def _hr_folder(root: Path, hr: str, scale: int) -> list[Pair]:
     """Pairs of one of the published folders, named *_HR beside *_LR_bicubic."""
     return _with_lr(root / hr, root / f"{hr.removesuffix('_HR')}_LR_bicubic", scale)
+
+
+def _without(pairs: list[Pair], exclude: Sequence[str], where: Path) -> list[Pair]:
+    if absent := sorted(set(exclude) - {pair.name for pair in pairs}):
+        raise MTKDError(
+            f"data.exclude names {absent[0]}, and there is no such picture in {where}; a name is the path below that "
+            "folder, without suffix"
+        )
+    return [pair for pair in pairs if pair.name not in exclude]
 
 
 def _hold_out(pairs: list[Pair], count: int, where: Path) -> tuple[list[Pair], list[Pair]]:
