@@ -45,6 +45,14 @@ def upscale(lr: RGB, scale: int) -> RGB:
     return imresize(lr, scale * lr.shape[0], scale * lr.shape[1])
 
 
+def resize_matrix(size: int, length: int) -> NDArray[np.float64]:
+    """Make the matrix (length, size) whose product with ``size`` rows is the same resizing, but for the rounding."""
+    weights, indices = _contributions(size, length)
+    matrix = np.zeros((length, size))
+    np.add.at(matrix, (np.arange(length), indices), weights)
+    return matrix
+
+
 def _resize_columns(image: RGB, width: int) -> RGB:
     turned = np.ascontiguousarray(image.transpose(1, 0, 2))
     return np.ascontiguousarray(_resize_rows(turned, width).transpose(1, 0, 2))
