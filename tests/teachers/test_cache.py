@@ -1,4 +1,7 @@
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,3 +194,58 @@ def test_the_cache_alone(finished, tmp_path, job):
     result = job(folder, "stages=[cache]")
     assert result.returncode == 0, result.stdout
     assert len(list((folder / "cache/teachers").rglob("*.npy"))) == 2 * 5
+
+
+SHARE = """
+import sys, time
+from pathlib import Path
+import torch
+from mtkd_lightning.data.paired import PairedImages, find_pairs
+from mtkd_lightning.data.store import PictureStore
+from mtkd_lightning.teachers.cache import Settings, TeacherCache
+
+class Slow(torch.nn.Module):
+    def forward(self, lr):
+        print("made", flush=True)
+        time.sleep(float(sys.argv[1]))
+        return torch.nn.functional.interpolate(lr, scale_factor=2)
+
+pairs = PairedImages(find_pairs("hr", None, 2), 2, PictureStore(Path("store")))
+TeacherCache(Path("cache"), Settings(), "a").make(pairs, Slow, torch.device("cpu"), "a")
+"""
+
+
+def share(folder: Path, seconds: float) -> subprocess.Popen:
+    command = [sys.executable, "-c", SHARE, str(seconds)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def many(tmp_path, picture) -> Path:
+    for k in range(12):
+        write_png(tmp_path / "hr" / f"{k}.png", np.roll(picture, 7 * k, 0)[:16, :16])
+    return tmp_path
+
+
+def test_processes_share_the_work(many):
+    made = [process.communicate(timeout=120)[0].count("made") for process in [share(many, 0.3) for _ in range(2)]]
+    assert sum(made) == 12
+    assert len(list((many / "cache").rglob("*.npy"))) == 12
+    assert not list((many / "cache").rglob("*.lock"))
+
+
+def test_a_killed_process_lets_go_of_its_picture(many):
+    dying = share(many, 60)
+    assert dying.stdout.readline() == "made\n"
+    other = share(many, 0)
+    while len(list((many / "cache").rglob("*.npy"))) < 11:
+        assert other.poll() is None
+    assert other.poll() is None  # it waits for the last
+    (folder,) = (many / "cache").iterdir()
+    (left,) = folder.glob("*.lock")
+    (folder / f".{left.stem}.npy.0.tmp").write_text("half")
+    dying.kill()
+    dying.communicate()
+    assert other.communicate(timeout=120)[0].count("made") == 12
+    assert share(many, 0).communicate(timeout=120)[0] == ""
+    assert len(list(folder.glob("*.npy"))) == 12

@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from mtkd_lightning.data.batches import WholePictures
@@ -93,6 +95,9 @@ class TeacherCache:
     ) -> list[Path]:
         """Make what is missing, each picture whole or not at all; give the files.
 
+        Processes that make the same pictures at once, ranks or jobs of a sweep, share the work: each takes the next
+        picture that no other holds. One that dies lets go of its picture.
+
         Args:
             pairs: LR pictures; with `teacher_sr` where the network merges those.
             network: builds what makes the pictures, only called where some are missing.
@@ -112,18 +117,32 @@ class TeacherCache:
         net = self._whole(made := network(), pairs.scale).to(device).eval()
         merges = getattr(made, "takes_pictures", False)
         pictures = WholePictures(pairs)
-        for done, index in enumerate(missing, start=1):
-            if files[index].exists():  # another process has made it meanwhile
-                continue
-            batch = on_device(pictures[index], device)
-            with torch.inference_mode(), float32_convolutions():
-                sr = net(batch.teacher_sr.flatten(1, 2) if merges and batch.teacher_sr is not None else batch.lr)
-            data = BytesIO()
-            np.save(data, _levels(sr[0], self.settings.bits))
-            with replacing(files[index]) as temporary:
-                temporary.write_bytes(data.getbuffer())
-            progress(done, len(missing))
+        self._remove_leftovers()
+        for wait in (False, True):  # first what is free, then what others have not finished or died over
+            for done, index in enumerate(missing, start=1):
+                if files[index].exists():
+                    continue
+                with _claim(files[index], wait) as claimed:
+                    if not claimed or files[index].exists():
+                        continue
+                    batch = on_device(pictures[index], device)
+                    with torch.inference_mode(), float32_convolutions():
+                        sr = net(
+                            batch.teacher_sr.flatten(1, 2) if merges and batch.teacher_sr is not None else batch.lr
+                        )
+                    data = BytesIO()
+                    np.save(data, _levels(sr[0], self.settings.bits))
+                    with replacing(files[index]) as temporary:
+                        temporary.write_bytes(data.getbuffer())
+                progress(done, len(missing))
         return files
+
+    def _remove_leftovers(self) -> None:
+        """Delete what killed processes had half written: a temporary file whose picture nobody holds."""
+        for left in self.folder.glob(".*.tmp"):
+            with _claim(self.folder / left.name.removeprefix(".").split(".npy.")[0], wait=False) as free:
+                if free:
+                    left.unlink(missing_ok=True)
 
     def _whole(self, network: nn.Module, scale: int) -> nn.Module:
         """What takes whole pictures: members take LR, a merger the members' pictures, three channels each."""
@@ -155,6 +174,23 @@ def need_space(folder: Path, wanted: int, label: str) -> None:
             "Free some, choose another disk with paths.cache=..., halve them with teacher.bits=8, or let the "
             "teachers run at every step with teacher.cache=false."
         )
+
+
+@contextmanager
+def _claim(file: Path, wait: bool) -> Iterator[bool]:
+    """Hold the right to make a file, or say that another process has it."""
+    lock = FileLock(file.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        # Who waits for the deleted file makes the picture a second time at worst, and finds it finished as a rule.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 class _Merger(nn.Module):
