@@ -1,6 +1,7 @@
 """The main job: ``python -m mtkd_lightning +experiment=rcan_multi_teacher``."""
 
 import logging
+import sys
 import time
 
 import hydra
@@ -15,7 +16,8 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Read the command line, of which `run` does the work."""
-    register()
+    if not {"--help", "-h"} & set(sys.argv):  # for which Hydra would copy all of them a hundred times
+        register()
     run()
 
 
