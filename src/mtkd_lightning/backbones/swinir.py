@@ -238,11 +238,11 @@ class SwinBlock(nn.Module):
 
     def _attention(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        mask = None
+        mask = self.masks
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-        if self.masks is not None:
-            mask = self.masks[_window_kinds(height // self.window, width // self.window, x.device)]
+            if mask is not None:
+                mask = mask[_window_kinds(height // self.window, width // self.window, x.device)]
         x = merge(self.attend(partition(x, self.window), mask), height, width)
         return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
 
@@ -272,7 +272,7 @@ class WindowAttention(nn.Module):
         n, tokens, channels = x.shape
         q, k, v = self.qkv(x).view(n, tokens, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table.index_select(0, self.relative_position)
-        bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)
+        bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2).contiguous()
         if mask is not None:
             bias = bias + mask[:, None]
         if torch.is_grad_enabled():
@@ -280,9 +280,9 @@ class WindowAttention(nn.Module):
             weights = (logits.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
             x = weights @ v
         else:
-            # Faster, but not where the bias needs a gradient.
-            bias = bias if mask is None else bias.repeat(n // bias.shape[0], 1, 1, 1)
-            x = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
+            # Faster, but not where the bias needs a gradient. A copy is made only for several masks and pictures.
+            bias = bias.to(q.dtype).expand(n // bias.shape[0], -1, -1, -1, -1).flatten(0, 1)
+            x = F.scaled_dot_product_attention(q, k, v, bias)
         out: Tensor = self.proj(x.transpose(1, 2).reshape(n, tokens, channels))
         return out
 

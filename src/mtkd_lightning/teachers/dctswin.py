@@ -117,9 +117,11 @@ class DCTBlock(SwinBlock):
         self.register_buffer("idct", idct.float(), persistent=False)
         self.masks = None
         if mask:
-            # In blocks without a shift, the region picture is constant: the mask parts its DC coefficient from all
-            # others. Rounded, for whether two coefficients are equal must not hang on the last bit.
-            self.masks = apart((shift_regions(window, self.shift) @ dct.T).round(decimals=6))
+            # In blocks without a shift, all windows have the same constant region picture: the mask parts the DC
+            # coefficient from all others. Rounded, for whether two coefficients are equal must not hang on the last
+            # bit.
+            regions = shift_regions(window, self.shift)[: 4 if shifted else 1]
+            self.masks = apart((regions @ dct.T).round(decimals=6))
 
     def attend(self, windows: Tensor, mask: Tensor | None) -> Tensor:
         """Attention among the 2-D cosine coefficients of windows (n, positions, c), transformed back."""
