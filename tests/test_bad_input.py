@@ -68,6 +68,11 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("trainer.devices=2", "a run takes one device"),
         ("+trainer.max_steps=3", "trainer has no key 'max_steps'"),
         ("num_workers=-1", "num_workers=-1: it must be a whole number"),
+        ("student.features=wide", "student.features='wide': it must be a whole number"),
+        ("method.response.low_weight=true", "method.response.low_weight=True: it must be a number"),
+        ("training.distillation.steps=0", "training.distillation: steps=0 in a recipe: it must be a whole number"),
+        ("teacher.only=[edsr,vdsr]", "teacher.only='vdsr': allowed are edsr, swinir"),
+        ("teacher.bits=12", "teacher.bits=12: allowed are 8, 16"),
         ("seed=abc", "seed='abc': it must be a whole number"),
         ("training.teachers.init_from=a.pth", "teacher.members.<name>.weights="),
         ("trainer.accelerator=abacus", "trainer.accelerator='abacus': allowed are auto, cpu, gpu"),
@@ -274,3 +279,14 @@ def test_a_full_disk(refused, tmp_path, finished):
         assert not list(small.rglob("*.safetensors"))
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("override", ["student.features=wide", "student.fetures=4", "training.distillation.steps=0"])
+def test_the_configuration_is_refused_before_anything_heavy_is_imported(override, tmp_path):
+    code = (
+        "import sys\nfrom mtkd_lightning.__main__ import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 1\n"
+        "assert not {'torch', 'lightning', 'numpy'} & sys.modules.keys()"
+    )
+    result = subprocess.run([sys.executable, "-c", code, override], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,9 @@ CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if p.is_d
 STAGES = ("teachers", "cache", "aggregation", "distillation", "evaluation", "report")
 SCALES = (2, 3, 4)
 TEACHER = {"only", "alone", "pair", "accept_weak", "cache", "bits", "self_ensemble", "tile", "overlap"}
+# What a scalar of a configuration may be for an argument's annotation, and how that is called.
+TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+TITLES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 GROUPS = {"paths", "data", "teacher", "aggregator", "method", "trainer", "student"}
 
 
@@ -58,6 +62,7 @@ def check(config: DictConfig) -> None:
     for name in config.teacher.only or ():
         _refuse_value("teacher.only", name, tuple(config.teacher.members))
     _refuse_value("scale", config.scale, SCALES)
+    _refuse_value("teacher.bits", config.teacher.bits, (8, 16))
     _refuse_value("existing", config.existing, ("stop", "remake"))
     _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))
     _refuse_value("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
@@ -72,6 +77,12 @@ def check(config: DictConfig) -> None:
     for key in ("seed", "num_workers"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise MTKDError(f"{key}={config[key]!r}: it must be a whole number from 0 up")
+    for stage, node in config.training.items():
+        values = {key: value for key, value in node.items() if key not in ("_target_", "optimizer", "scheduler")}
+        try:
+            Recipe(optimizer=None, scheduler=None, **values)  # type: ignore[arg-type]
+        except MTKDError as error:
+            raise MTKDError(f"training.{stage}: {error}") from error
     for stage in ("teachers", "aggregation"):
         if config.training[stage].init_from is not None:
             raise MTKDError(
@@ -97,7 +108,9 @@ def check_keys(config: DictConfig, name: str) -> None:
     _refuse_unknown("the configuration", config, set(OmegaConf.load(CONF / f"{name}.yaml")) - {"defaults"} | GROUPS)
     for key, node in _targets(config):
         if (accepted := _parameters(node["_target_"])) is not None:
-            _refuse_unknown(key, node, accepted | {"_target_", "_partial_"})
+            _refuse_unknown(key, node, accepted.keys() | {"_target_", "_partial_"})
+            for name, annotation in accepted.items():
+                _refuse_type(f"{key}.{name}", node.get(name), annotation)
 
 
 def build(node: DictConfig, **extra: Any) -> Any:
@@ -136,6 +149,18 @@ def _refuse_unknown(where: str, node: Any, known: Set[str]) -> None:
             raise MTKDError(f"{where} has no key {key!r}: {hint}It has {allowed}.")
 
 
+def _refuse_type(key: str, value: Any, annotation: str) -> None:
+    """Refuse a scalar of another type than the argument's, as far as its annotation is simple enough to tell."""
+    allowed = {part.strip() for part in annotation.split("|")}
+    if value is None or not allowed <= TYPES.keys() | {"None"}:
+        return
+    kinds = tuple(kind for part in allowed for kind in TYPES.get(part, ()))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and "bool" not in allowed):
+        raise MTKDError(
+            f"{key}={value!r}: it must be {' or '.join(TITLES[part] for part in sorted(allowed - {'None'}))}"
+        )
+
+
 def _refuse_value(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise MTKDError(f"{key}={value!r}: allowed are {', '.join(map(str, allowed))}")
@@ -150,8 +175,8 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 
 @cache
-def _parameters(target: str) -> frozenset[str] | None:
-    """Names that a class or function of ours takes, read from its source; None where that does not tell."""
+def _parameters(target: str) -> dict[str, str] | None:
+    """What a class or function of ours takes, and of which type, read from its source; None where that does not tell."""
     module, _, name = target.rpartition(".")
     path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
     if not target.startswith(f"{PACKAGE.name}.") or not path.is_file():
@@ -159,11 +184,12 @@ def _parameters(target: str) -> frozenset[str] | None:
     body = ast.parse(path.read_text()).body
     found = next((node for node in body if getattr(node, "name", None) == name), None)
     if isinstance(found, ast.ClassDef):
-        fields = [node.target for node in found.body if isinstance(node, ast.AnnAssign)]
+        fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
         init = next((node for node in found.body if getattr(node, "name", None) == "__init__"), None)
         if init is None:  # a dataclass, or inherited from elsewhere
-            return frozenset(field.id for field in fields if isinstance(field, ast.Name)) or None
+            return {ast.unparse(node.target): ast.unparse(node.annotation) for node in fields} or None
         found = init
     if not isinstance(found, ast.FunctionDef) or found.args.kwarg:
         return None
-    return frozenset(argument.arg for argument in (*found.args.args, *found.args.kwonlyargs)) - {"self"}
+    arguments = [argument for argument in (*found.args.args, *found.args.kwonlyargs) if argument.arg != "self"]
+    return {argument.arg: ast.unparse(argument.annotation) if argument.annotation else "" for argument in arguments}
