@@ -156,9 +156,8 @@ def _refuse_type(key: str, value: Any, annotation: str) -> None:
         return
     kinds = tuple(kind for part in allowed for kind in TYPES.get(part, ()))
     if not isinstance(value, kinds) or (isinstance(value, bool) and "bool" not in allowed):
-        raise MTKDError(
-            f"{key}={value!r}: it must be {' or '.join(TITLES[part] for part in sorted(allowed - {'None'}))}"
-        )
+        wanted = " or ".join(TITLES[part] for part in sorted(allowed - {"None"}))
+        raise MTKDError(f"{key}={value!r}: it must be {wanted}")
 
 
 def _refuse_value(key: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -176,7 +175,7 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 @cache
 def _parameters(target: str) -> dict[str, str] | None:
-    """What a class or function of ours takes, and of which type, read from its source; None where that does not tell."""
+    """Arguments of a class or function of ours and their annotations, from its source; None where that does not tell."""
     module, _, name = target.rpartition(".")
     path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
     if not target.startswith(f"{PACKAGE.name}.") or not path.is_file():

@@ -21,7 +21,7 @@ class SRDataModule(LightningDataModule):
         self.num_workers = num_workers
 
     def train_dataloader(self) -> "ResumedLoader":
-        """All batches, in parts if asked, from the trainer's step on: the whole training is one epoch of Lightning's."""
+        """All batches from the trainer's step on, in parts if asked: a whole training is one epoch of Lightning's."""
         assert self.trainer is not None
         parts = self.trainer.accumulate_grad_batches
         batches = TrainingBatches(
