@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format bench doctor wheel clean
+.PHONY: help setup demo test test-slow test-gpu lint format bench bench-long doctor wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +41,20 @@ format: $(READY) ## Mend style where that can be done by a program
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: $(READY) ## Measure what the framework and the teachers cost a training step
+bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of benchmarks to score on)
 	$(RUN) benchmarks/framework_overhead.py
-	$(RUN) benchmarks/steps.py
+	$(RUN) benchmarks/steps.py online
+	$(RUN) benchmarks/stage1.py dctswin_repaired_compact dctswin
+	$(RUN) benchmarks/options.py
 	$(RUN) benchmarks/data_path.py
+	$(RUN) benchmarks/teacher_cache.py
+	$(RUN) benchmarks/evaluation.py $(if $(DATA),data.root=$(DATA))
 	$(RUN) benchmarks/wavelet_loss.py
+	$(RUN) benchmarks/dctswin.py
+
+bench-long: $(READY) ## Measure how memory, time and disk grow (hours; 14 GB of disk)
+	$(RUN) benchmarks/memory.py
+	$(RUN) benchmarks/growth.py
 
 doctor: $(READY) ## Say what is on this machine and what is missing
 	$(RUN) -m mtkd_lightning.doctor

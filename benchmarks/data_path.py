@@ -8,10 +8,7 @@ samples a second and of the ratios are printed and written to ``data_path.json``
     python benchmarks/data_path.py [repeats batches]
 """
 
-import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,12 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common import arguments, publish, ratio, with_kept
 from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.images import RGB, DeepRGB
 from mtkd_lightning.data.paired import Pair, PairedImages
 from mtkd_lightning.data.sources import demo_photographs
-from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.teachers.cache import Settings, TeacherCache
 
 SCALE, LR_PATCH, BATCH = 4, 32, 16
 
@@ -46,27 +42,17 @@ class Decoded(PairedImages):
 
 def main() -> None:
     """Measure, print and write."""
-    repeats, batches = (int(x) for x in (sys.argv[1:] or ("9", "4")))
+    (repeats, batches), _ = arguments(9, 4)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         pictures = _png_pictures(Path(folder))
-        bicubic = Bicubic(SCALE)
-        files = TeacherCache(Path(folder), Settings(), "bicubic").make(
-            pictures, lambda: bicubic, torch.device("cpu"), "bicubic"
-        )
-        kept = pictures.with_files([files])
+        kept = with_kept(pictures, 1, Path(folder))
         variants = {
             "LR and HR": (pictures, Decoded(pictures.pairs, SCALE, pictures.store)),
             "LR, HR and a kept teacher's picture": (kept, _teacher_as_png(kept)),
         }
-        result = {
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            "repeats": repeats,
-            "batches": batches,
-            "variants": {name: _compare(*both, repeats, batches) for name, both in variants.items()},
-        }
-    print(json.dumps(result, indent=1))
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        result = {name: _compare(*both, repeats, batches) for name, both in variants.items()}
+    publish(__file__, {"repeats": repeats, "batches": batches, "variants": result})
 
 
 def _png_pictures(folder: Path) -> PairedImages:
@@ -104,7 +90,7 @@ def _compare(ours: PairedImages, decoded: Decoded, repeats: int, batches: int) -
     return {
         "samples_per_second": round(statistics.median(fast)),
         "samples_per_second_png": round(statistics.median(slow)),
-        "times_faster": round(statistics.median(a / b for a, b in rates), 1),
+        "times_faster": round(ratio(fast, slow), 1),
     }
 
 

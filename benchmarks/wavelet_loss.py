@@ -1,24 +1,21 @@
 """The Haar wavelet loss, forward and backward, beside the same loss on the transform of pytorch-wavelets.
 
-A training batch of float32 pictures (16, 3, 128, 128) on one thread, in both layouts in memory: as (b, c, h, w), and
-channels last, which a student gives. The two take turns, several times, a few calls each; the medians of their
-milliseconds a call and of the ratios are printed and written to ``wavelet_loss.json``.
+A training batch of float32 pictures (16, 3, 128, 128), on one thread or on a GPU where there is one, in both layouts in
+memory: as (b, c, h, w), and channels last, which a student gives. The two take turns, several times, a few calls each;
+the medians of their milliseconds a call and of the ratios are printed and written to ``wavelet_loss.json``.
 
     python benchmarks/wavelet_loss.py [repeats calls]
 """
 
-import json
-import platform
 import statistics
-import sys
-import time
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from common import DEVICE, arguments, in_turns, publish, ratio, seconds
 from mtkd_lightning.losses.wavelet import WaveletLoss
 
 with warnings.catch_warnings():
@@ -31,42 +28,39 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channel
 
 def main() -> None:
     """Measure, print and write."""
-    repeats, calls = (int(x) for x in (sys.argv[1:] or ("40", "5")))
+    (repeats, calls), _ = arguments(40, 5)
     torch.set_num_threads(1)
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "repeats": repeats,
-        "calls": calls,
-        "variants": {
-            f"J={levels}, {name}": _compare(levels, layout, repeats, calls)
-            for name, layout in LAYOUTS.items()
-            for levels in (1, 4)
-        },
+        f"J={levels}, {name}": _compare(levels, layout, repeats, calls)
+        for name, layout in LAYOUTS.items()
+        for levels in (1, 4)
     }
-    print(json.dumps(result, indent=1))
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    publish(__file__, {"repeats": repeats, "calls": calls, "variants": result})
 
 
 def _compare(levels: int, layout: torch.memory_format, repeats: int, calls: int) -> dict[str, float]:
     torch.manual_seed(0)
-    sr, target = (torch.rand(SHAPE).contiguous(memory_format=layout) for _ in range(2))
+    sr, target = (torch.rand(SHAPE, device=DEVICE).contiguous(memory_format=layout) for _ in range(2))
     sr.requires_grad_()
-    losses: list[Callable[[Tensor, Tensor], Tensor]] = [_library(levels), WaveletLoss(levels)]
+    losses: Sequence[Callable[[Tensor, Tensor], Tensor]] = _library(levels), WaveletLoss(levels).to(DEVICE)
     torch.testing.assert_close(*(loss(sr, target) for loss in losses), rtol=0, atol=1e-5)
     torch.testing.assert_close(*(torch.autograd.grad(loss(sr, target), sr)[0] for loss in losses), rtol=1e-5, atol=1e-9)
-    seconds: list[tuple[float, ...]] = [
-        tuple(_seconds(loss, sr, target, calls) for loss in losses) for _ in range(repeats)
-    ]
-    library, ours = zip(*seconds, strict=True)
+
+    def run(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        for _ in range(calls):
+            torch.autograd.grad(loss(sr, target), sr)
+
+    turns = {name: partial(seconds, partial(run, loss)) for name, loss in zip(("library", "ours"), losses, strict=True)}
+    found = in_turns(turns, repeats)
     return {
-        "pytorch_wavelets_ms": round(1000 * statistics.median(library), 2),
-        "ours_ms": round(1000 * statistics.median(ours), 2),
-        "times_faster": round(statistics.median(a / b for a, b in seconds), 2),
+        "pytorch_wavelets_ms": round(1000 * statistics.median(found["library"]) / calls, 2),
+        "ours_ms": round(1000 * statistics.median(found["ours"]) / calls, 2),
+        "times_faster": round(ratio(found["library"], found["ours"]), 2),
     }
 
 
 def _library(levels: int) -> Callable[[Tensor, Tensor], Tensor]:
-    transform = DWTForward(J=levels, wave="haar", mode="zero")
+    transform = DWTForward(J=levels, wave="haar", mode="zero").to(DEVICE)
 
     def loss(sr: Tensor, target: Tensor) -> Tensor:
         (sr_low, sr_high), (low, high) = transform(sr), transform(target)
@@ -74,13 +68,6 @@ def _library(levels: int) -> Callable[[Tensor, Tensor], Tensor]:
         return torch.stack([*bands, (sr_low - low).abs().mean()]).sum()
 
     return loss
-
-
-def _seconds(loss: Callable[[Tensor, Tensor], Tensor], sr: Tensor, target: Tensor, calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        torch.autograd.grad(loss(sr, target), sr)
-    return (time.perf_counter() - start) / calls
 
 
 if __name__ == "__main__":
