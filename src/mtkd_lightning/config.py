@@ -175,7 +175,7 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 @cache
 def _parameters(target: str) -> dict[str, str] | None:
-    """Arguments of a class or function of ours and their annotations, from its source; None where that does not tell."""
+    """Arguments of a class or function of ours with their annotations, from its source; None where that is silent."""
     module, _, name = target.rpartition(".")
     path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
     if not target.startswith(f"{PACKAGE.name}.") or not path.is_file():

@@ -1,10 +1,11 @@
 """Score networks on benchmarks, picture by picture."""
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from mtkd_lightning.data.batches import WholePictures
 from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.resize import upscale
-from mtkd_lightning.metrics.complexity import flops, parameters, seconds_per_megapixel
+from mtkd_lightning.metrics.complexity import flops, parameters
 from mtkd_lightning.metrics.functional import Protocol, psnr, quantize, ssim
 from mtkd_lightning.teachers.teacher import Ensemble
 from mtkd_lightning.typing import SRBatch, floats
@@ -70,21 +71,24 @@ def evaluate(
 
     Returns:
         ``protocols`` by benchmark; ``networks``: parameters, flops of one 1280x720 output (2 per multiply-add) and
-        seconds per output megapixel, by name; ``images``: one record per benchmark, network and picture.
+        seconds per output megapixel, by name: the median over pictures without the first; an ensemble's include its
+        members'. ``images``: one record per benchmark, network and picture.
     """
     protocols = {name: protocol_of(name, scale) for name in benchmarks}
     for network in networks.values():
         network.to(device).eval()
     total = sum(map(len, benchmarks.values()))
+    took: dict[str, list[float]] = {name: [] for name in networks}
     images, done = [], 0
     for benchmark, pairs in benchmarks.items():
         for index in range(len(pairs)):
             batch = on_device(WholePictures(pairs)[index], device)
-            made: dict[nn.Module, Tensor | None] = {}
+            made: dict[nn.Module, tuple[Tensor | None, float]] = {}
             for name, network in networks.items():
-                made[network] = sr = _reusing(made, network, batch)
+                sr, seconds = made[network] = _reusing(made, network, batch)
                 if sr is None:
                     continue
+                took[name].append(seconds / (batch.hr.shape[-2] * batch.hr.shape[-1] / 1e6))
                 images.append(
                     {
                         "benchmark": benchmark,
@@ -99,7 +103,7 @@ def evaluate(
                     write_png(save / name / benchmark / f"{batch.name[0]}.png", picture)
             done += 1
             progress(done, total)
-    costs = {name: _costs(network, batch.lr, scale) for name, network in networks.items()}
+    costs = {name: _costs(network, took[name], scale) for name, network in networks.items()}
     return {
         "protocols": {name: str(protocol) for name, protocol in protocols.items()},
         "scale": scale,
@@ -114,13 +118,30 @@ def float32_convolutions() -> AbstractContextManager[None]:
 
 
 @torch.inference_mode()
-def _reusing(made: Mapping[nn.Module, Tensor | None], network: nn.Module, batch: SRBatch) -> Tensor | None:
+def _reusing(
+    made: Mapping[nn.Module, tuple[Tensor | None, float]], network: nn.Module, batch: SRBatch
+) -> tuple[Tensor | None, float]:
+    """Enlarge a picture, merging what an ensemble's members have made; with the seconds, those of members included."""
+    before, there = 0.0, []
     if isinstance(network, Ensemble):
-        images = [made.get(member.net) if member else None for member in network.members.values()]
-        if (there := [image for image in images if image is not None]) and len(there) == len(images):
-            with float32_convolutions():
-                return network.merge(there)
-    return enlarge(network, batch)
+        there = [made[member.net] for member in network.members.values() if member and member.net in made]
+    images = [image for image, _ in there if image is not None]
+    reused = bool(images) and len(images) == len(network.members)  # type: ignore[arg-type]
+    _wait(batch.lr.device)
+    start = time.perf_counter()
+    if reused:
+        before = sum(seconds for _, seconds in there)
+        with float32_convolutions():
+            sr: Tensor | None = network.merge(images)  # type: ignore[operator]
+    else:
+        sr = enlarge(network, batch)
+    _wait(batch.lr.device)
+    return sr, before + time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @torch.inference_mode()
@@ -173,13 +194,12 @@ def on_device(batch: SRBatch, device: torch.device) -> SRBatch:
     return floats(SRBatch(lr.to(device), hr.to(device), name, None if made is None else made.to(device)))
 
 
-@torch.inference_mode()
-def _costs(network: nn.Module, lr: Tensor, scale: int) -> dict[str, Any]:
+def _costs(network: nn.Module, took: Sequence[float], scale: int) -> dict[str, Any]:
     given = getattr(network, "takes_pictures", False)
     return {
         "parameters": _parameters(network),
         "flops": None if given or isinstance(network, Bicubic) else flops(network, 720 // scale, 1280 // scale),
-        "seconds_per_megapixel": None if given else seconds_per_megapixel(network, lr),
+        "seconds_per_megapixel": None if given else median(took[1:] or took),  # without the warm-up
     }
 
 

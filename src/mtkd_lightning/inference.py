@@ -67,7 +67,7 @@ class Tiled(nn.Module):
             for left, horizontal in columns:
                 tile = lr[..., top : top + self.tile, left : left + self.tile]
                 place = sr[..., self.scale * top :, self.scale * left :][..., : len(vertical), : len(horizontal)]
-                out = self.network(tile.contiguous().to(device))
+                out = self.network(tile.to(device).contiguous(memory_format=torch.channels_last))
                 if out.shape != place.shape:
                     raise MTKDError(
                         f"the network makes {tuple(out.shape)} of {tuple(tile.shape)}, not {self.scale} times the "
@@ -116,7 +116,9 @@ class SelfEnsemble(nn.Module):
         for turns in range(4):
             for mirrored in (False, True):
                 turned = lr.rot90(turns, (-2, -1))
-                sr = self.network((turned.flip(-1) if mirrored else turned).contiguous()).float()
+                sr = self.network(
+                    (turned.flip(-1) if mirrored else turned).contiguous(memory_format=torch.channels_last)
+                ).float()
                 total = total + (sr.flip(-1) if mirrored else sr).rot90(-turns, (-2, -1))
         return total / 8
 

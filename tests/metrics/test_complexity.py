@@ -1,12 +1,10 @@
-import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.metrics.complexity import flops, parameters, seconds_per_megapixel
+from mtkd_lightning.metrics.complexity import flops, parameters
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, Teacher
 
@@ -134,38 +132,6 @@ def test_flops_of_a_large_network_cost_nothing():
 def test_flops_shows_the_error_of_a_network_that_cannot_run():
     with pytest.raises(RuntimeError, match="expected input"):
         flops(nn.Conv2d(4, 4, 3), 8, 8)
-
-
-def test_seconds_are_per_output_megapixel():
-    class Sleepy(nn.Module):
-        calls = 0
-
-        def forward(self, lr):
-            self.calls += 1
-            time.sleep(0.1)
-            return lr.repeat(1, 1, 2, 2)
-
-    network = Sleepy()
-    # 2 pictures of 100x200 are 0.04 megapixels: 0.1 s are 2.5 s per megapixel.
-    assert 2.5 <= seconds_per_megapixel(network, torch.zeros(2, 3, 50, 100), repeats=3) < 4.5
-    assert network.calls == 4
-    with pytest.raises(MTKDError, match="repeats=0"):
-        seconds_per_megapixel(network, torch.zeros(2, 3, 50, 100), repeats=0)
-
-
-@pytest.mark.gpu
-def test_seconds_wait_for_the_device():
-    network = nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1)] * 400).cuda()
-    lr = torch.zeros(4, 3, 512, 512, device="cuda")
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    with torch.inference_mode():
-        network(lr)
-        start.record()
-        network(lr)
-        stop.record()
-        torch.cuda.synchronize()
-    expected = start.elapsed_time(stop) / 1e3 / (4 * 512 * 512 / 1e6)
-    assert seconds_per_megapixel(network, lr) > 0.5 * expected
 
 
 def test_an_ensemble_costs_what_its_members_cost():

@@ -1,15 +1,11 @@
-"""Size, arithmetic and speed of a network."""
+"""Size and arithmetic of a network."""
 
 import copy
-import statistics
-import time
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from mtkd_lightning.errors import MTKDError
 
 
 def parameters(network: nn.Module) -> int:
@@ -31,37 +27,6 @@ def flops(network: nn.Module, height: int, width: int) -> int:
         return _count(
             copy.deepcopy(network), torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
         )
-
-
-def seconds_per_megapixel(network: nn.Module, lr: Tensor, repeats: int = 3) -> float:
-    """Median wall time of a forward, in seconds for a million output pixels, after one forward to warm up.
-
-    The network runs as it is: put it in eval, on the device and in the memory format of interest.
-
-    Args:
-        network: maps LR to SR.
-        lr: a batch (b, 3, h, w) on the device of the network.
-        repeats: number of timed forwards.
-
-    Raises:
-        MTKDError: if `repeats` is below 1.
-    """
-    if repeats < 1:
-        raise MTKDError(f"seconds_per_megapixel got repeats={repeats}; it needs 1 or more")
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        network(lr)
-        if lr.is_cuda:
-            torch.cuda.synchronize(lr.device)
-        return time.perf_counter() - start
-
-    with torch.inference_mode():
-        sr: Tensor = network(lr)
-        if lr.is_cuda:
-            torch.cuda.synchronize(lr.device)
-        megapixels = sr.shape[0] * sr.shape[-2] * sr.shape[-1] / 1e6
-        return statistics.median(seconds() for _ in range(repeats)) / megapixels
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

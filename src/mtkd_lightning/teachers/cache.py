@@ -30,7 +30,7 @@ from mtkd_lightning.inference import SelfEnsemble, Tiled
 log = logging.getLogger(__name__)
 
 # Of how pictures are made: raised when the same network would give others.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Settings:
         bits: of a level, 16 or 8.
         self_ensemble: mean over the eight symmetries: better targets, the same under every augmentation as long as a
             picture fits into a tile, eight times the work.
-        tile: side in pixels of what a network sees at once, LR for a member, HR for an aggregator; larger pictures are
-            cut.
+        tile: side in LR pixels of what a network sees at once; larger pictures are cut.
         overlap: of tiles, in LR pixels.
     """
 
@@ -148,7 +147,7 @@ class TeacherCache:
         """What takes whole pictures: members take LR, a merger the members' pictures, three channels each."""
         tile, overlap = self.settings.tile, self.settings.overlap
         if getattr(network, "takes_pictures", False):
-            network, overlap, scale = _Merger(network), overlap * scale, 1
+            network, tile, overlap, scale = _Merger(network), tile * scale, overlap * scale, 1
             tile = max(tile, 2 * overlap + 2 * network.size_multiple)
         if self.settings.self_ensemble:
             network = SelfEnsemble(network)
