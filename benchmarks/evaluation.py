@@ -2,7 +2,7 @@
 
 SMFANet+ (random weights, which cost the same) at x4 on B100 where a folder of benchmarks is given, as in
 ``python -m mtkd_lightning.evaluate data.root=...``, else on photographs of scikit-image; decoded before. `evaluate`:
-read, enlarge, PSNR, SSIM, and the network's flops and speed in the end. Beside it the network on the same LR pictures,
+read, enlarge, PSNR, SSIM, and the network's flops in the end. Beside it the network on the same LR pictures,
 which are on the device as floats. They take turns, several times, and so do the parts that `evaluate` is made of; the
 medians of their seconds and of the ratios to the network's are printed and written to ``evaluation.json``.
 
@@ -23,7 +23,7 @@ from mtkd_lightning.data.batches import WholePictures
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import benchmarks, demo_photographs
 from mtkd_lightning.evaluation import evaluate, float32_convolutions, on_device, protocol_of
-from mtkd_lightning.metrics.complexity import flops, seconds_per_megapixel
+from mtkd_lightning.metrics.complexity import flops
 from mtkd_lightning.metrics.functional import psnr, ssim
 
 SCALE = 4
@@ -56,11 +56,6 @@ def _measure(network: nn.Module, name: str, pictures: PairedImages, repeats: int
         with float32_convolutions():
             return [network(batch.lr) for batch in read]
 
-    @torch.inference_mode()
-    def costs() -> None:
-        flops(network, 720 // SCALE, 1280 // SCALE)
-        seconds_per_megapixel(network, read[-1].lr)
-
     pairs = [(sr, batch.hr) for sr, batch in zip(enlarge(), read, strict=True)]
     parts: dict[str, Callable[[], object]] = {
         "network": enlarge,
@@ -68,7 +63,7 @@ def _measure(network: nn.Module, name: str, pictures: PairedImages, repeats: int
         "part: reading": lambda: [on_device(WholePictures(pictures)[index], DEVICE) for index in range(len(pictures))],
         "part: psnr": lambda: [psnr(sr, hr, protocol).item() for sr, hr in pairs],
         "part: ssim": lambda: [ssim(sr, hr, protocol).item() for sr, hr in pairs],
-        "part: flops and speed": costs,
+        "part: flops": lambda: flops(network, 720 // SCALE, 1280 // SCALE),
     }
     found = in_turns({name: partial(seconds, run) for name, run in parts.items()}, repeats)
     return {
