@@ -155,7 +155,7 @@ class Pipeline:
     def _metrics(self) -> dict[str, Any] | None:
         """What the evaluation of exactly these networks and pictures left, if it is there."""
         metrics = _read_json(self.folder / "metrics.json")
-        asked = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"])} if metrics else {}
+        asked = {"of": self._evaluated(), "run": self._run_record(metrics.get("protocols", {}))} if metrics else {}
         return metrics if metrics and all(metrics.get(key) == value for key, value in asked.items()) else None
 
     def _evaluated(self) -> dict[str, Any]:
