@@ -21,10 +21,10 @@ def teacher() -> Teacher:
     return Teacher(SwinIR(2, embed_dim=6, depths=[1, 1, 1], num_heads=[2, 2, 2], window_size=4))
 
 
-def configured(**changes: object) -> MiPKD:
+def configured(networks: dict | None = None, **changes: object) -> MiPKD:
     torch.manual_seed(0)
     node = OmegaConf.merge(OmegaConf.load(CONF / "method" / "mipkd.yaml"), changes)
-    return build(node, **{"student": student(), "teacher": teacher()})
+    return build(node, **{"student": student(), "teacher": teacher(), **(networks or {})})
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_value_where_all_comes_from_the_student(batch):
     assert method.pairs == list(taps.items())
     sr, own = method.student.forward_features(batch.lr, taps)
     response, other = method.teacher.net.forward_features(batch.lr, taps.values())
+    own = {tap: x / 255 for tap, x in own.items()}  # the student works in 0..255, the teacher in 0..1
     mixtures = {t: m.decode(m.encode_student(own[s])) for (s, t), m in zip(taps.items(), method.mixers, strict=True)}
     restored = {t: m.decode(m.encode_teacher(other[t])) for t, m in zip(taps.values(), method.mixers, strict=True)}
     served = method.teacher.net.reconstruct(mixtures["deep"], batch.lr)
@@ -154,3 +155,19 @@ def test_several_teachers_are_refused():
     node = OmegaConf.load(CONF / "method" / "mipkd.yaml")
     with pytest.raises(MTKDError, match=r"teacher\.only"):
         build(node, student=student(), teacher=several)
+
+
+def test_a_teachers_range_of_values_changes_no_weight():
+    """One function in two ranges, for the last layer is divided by what the first was multiplied with."""
+    values = []
+    for image_range in (1.0, 255.0):
+        torch.manual_seed(0)
+        net = EDSR(2, 4, 3, image_range=image_range)
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.zeros_(layer.bias)
+        method = configured({"student": student(), "teacher": Teacher(net)})
+        torch.manual_seed(1)
+        batch = SRBatch(torch.rand(2, 3, 6, 10), torch.rand(2, 3, 12, 20), ["a", "b"])
+        values.append({name: term.item() for name, term in method(batch).items()})
+    assert values[0] == pytest.approx(values[1], rel=1e-4)

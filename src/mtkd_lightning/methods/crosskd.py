@@ -16,11 +16,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from mtkd_lightning.backbones.base import Backbone, MeanShift
+from mtkd_lightning.backbones.base import Backbone
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1
 from mtkd_lightning.methods.base import Method
-from mtkd_lightning.methods.taps import describe_pairs, pair_taps, readable
+from mtkd_lightning.methods.taps import describe_pairs, pair_taps, readable, value_range
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
 
@@ -53,7 +53,7 @@ class CrossKD(Method):
         self.dual = dual
         networks = readable("student", student), readable("teacher", teacher.net)
         own, other = (network.tap_channels["deep"] for network in networks)
-        own_range, other_range = map(_range, networks)
+        own_range, other_range = map(value_range, networks)
         self.range_ratio = other_range / own_range
         self.adapter = make_adapter(own, other)
         self.dual_adapter = make_adapter(other, own) if dual else nn.Identity()
@@ -89,9 +89,3 @@ def make_adapter(channels_in: int, channels_out: int) -> nn.Module:
     nn.init.dirac_(adapter.weight)
     nn.init.zeros_(adapter.bias)  # type: ignore[arg-type]
     return adapter
-
-
-def _range(network: Backbone) -> float:
-    """Of the values that a network works in: features of one of 0..255 are as much larger."""
-    shift = getattr(network, "mean_shift", None)
-    return shift.image_range if isinstance(shift, MeanShift) else 1.0

@@ -8,7 +8,7 @@ the blocks that follow with L1 to the teacher's picture (weight 0.1), response a
 
 Ours, because it was not to be read: depth and width of encoders and decoder, a mask drawn for each value with equal
 odds, the auto-encoder loss as L1 of the teacher's feature encoded and decoded, the weights of the remaining terms,
-the taps, the mean over them.
+the taps, the mean over them, the features' range.
 
 Left out: the random switch behind every block. Our networks can be resumed at "deep" alone, and there both ways are
 taken at every step: the mixture through the teacher's reconstruction is the term ``block``, the student's own feature
@@ -24,7 +24,7 @@ from mtkd_lightning.backbones.base import Backbone, conv3x3
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1
 from mtkd_lightning.methods.base import Method
-from mtkd_lightning.methods.taps import Taps, describe_pairs, pair_taps, readable
+from mtkd_lightning.methods.taps import Taps, describe_pairs, pair_taps, readable, value_range
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
 
@@ -32,8 +32,8 @@ from mtkd_lightning.typing import SRBatch
 class MiPKD(Method):
     """Mixtures of features that must equal the teacher's, and lead the teacher's reconstruction to its picture.
 
-    The features are compared in the teacher's own range: that of a network with ``image_range: 255`` is wide, and its
-    ``feature`` and ``autoencoder`` weigh accordingly.
+    Features are divided by the range of values that their network works in, so that a weight means the same for a
+    teacher of 0..255 as for one of 0..1.
 
     Args:
         student: network that learns; the mixers learn with it.
@@ -66,7 +66,9 @@ class MiPKD(Method):
             )
         self.deep = teacher_taps.index("deep")
         self.share = share
-        own, other = (readable("", net).tap_channels for net in (student, teacher.net))
+        networks = readable("student", student), readable("teacher", teacher.net)
+        own, other = (network.tap_channels for network in networks)
+        self.own_range, self.other_range = map(value_range, networks)
         self.mixers = nn.ModuleList(Mixer(own[s], other[t]) for s, t in self.pairs)
 
     def describe(self) -> str:
@@ -77,13 +79,14 @@ class MiPKD(Method):
         """Give the five terms; those of features are means over the pairs."""
         sr, own = self.student.forward_features(batch.lr, [s for s, _ in self.pairs])
         response, other = self.teacher.features(batch.lr, [t for _, t in self.pairs])
-        targets = [other[t] for _, t in self.pairs]
+        targets = [other[t] / self.other_range for _, t in self.pairs]
         mixed = [
-            mixer(own[s], target, self.share)
+            mixer(own[s] / self.own_range, target, self.share)
             for (s, _), target, mixer in zip(self.pairs, targets, self.mixers, strict=True)
         ]
         mixtures, restored = zip(*mixed, strict=True)
-        served = readable("teacher", self.teacher.net).reconstruct(mixtures[self.deep], batch.lr)
+        deep = mixtures[self.deep] * self.other_range
+        served = readable("teacher", self.teacher.net).reconstruct(deep, batch.lr)
         return self.weighted(
             {
                 "feature": _distance(mixtures, targets),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from mtkd_lightning.backbones.base import Backbone
+from mtkd_lightning.backbones.base import Backbone, MeanShift
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.teachers.teacher import Teacher
 
@@ -56,6 +56,12 @@ def describe_pairs(student: nn.Module, teacher: Teacher, pairs: Sequence[tuple[s
     kinds = type(student).__name__, type(teacher.net).__name__
     lines = [f"  {f'{kinds[0]} {s} ({own[s]}, h, w)':<36} {kinds[1]} {t} ({other[t]}, h, w)" for s, t in pairs]
     return "\n".join(["pairs of features, student and teacher:", *lines])
+
+
+def value_range(network: Backbone) -> float:
+    """Of the values that a network works in: features of one of 0..255 are as much larger."""
+    shift = getattr(network, "mean_shift", None)
+    return shift.image_range if isinstance(shift, MeanShift) else 1.0
 
 
 def _at_depth(network: Backbone, depth: float) -> str:
