@@ -72,6 +72,7 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("method.response.low_weight=true", "method.response.low_weight=True: it must be a number"),
         ("training.distillation.steps=0", "training.distillation: steps=0 in a recipe: it must be a whole number"),
         ("teacher.only=[edsr,vdsr]", "teacher.only='vdsr': allowed are edsr, swinir"),
+        ("trainer.accumulate_grad_batches=3", "does not cut training.teachers.batch_size=2 into equal parts"),
         ("teacher.bits=12", "teacher.bits=12: allowed are 8, 16"),
         ("seed=abc", "seed='abc': it must be a whole number"),
         ("training.teachers.init_from=a.pth", "teacher.members.<name>.weights="),

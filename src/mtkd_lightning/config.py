@@ -83,6 +83,12 @@ def check(config: DictConfig) -> None:
             Recipe(optimizer=None, scheduler=None, **values)  # type: ignore[arg-type]
         except MTKDError as error:
             raise MTKDError(f"training.{stage}: {error}") from error
+        parts = config.trainer.accumulate_grad_batches
+        if not isinstance(parts, int) or parts < 1 or node.batch_size % parts:
+            raise MTKDError(
+                f"trainer.accumulate_grad_batches={parts!r} does not cut training.{stage}.batch_size={node.batch_size} "
+                "into equal parts: use a divisor of it"
+            )
     for stage in ("teachers", "aggregation"):
         if config.training[stage].init_from is not None:
             raise MTKDError(
