@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
+
+from mtkd_lightning.networks import load, locate
 
 METHODS = {
     "scratch": [],
@@ -94,6 +97,27 @@ def test_the_comparison_of_real_runs(runs):
     )
     assert refused.returncode == 1
     assert "recipe.batch_size" in refused.stdout + refused.stderr
+
+
+def test_students_to_take_along(runs):
+    """In float16 they give the same picture to half a grey level, and load by their path alone."""
+    command = [sys.executable, "-m", "mtkd_lightning.compare", "students=true", "only=[kd,at]"]
+    result = subprocess.run(command, cwd=runs, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    taken = runs / "comparison" / "students"
+    assert {path.name for path in taken.iterdir()} == {
+        f"{x}.{end}" for x in ("kd", "at") for end in ("safetensors", "json")
+    }
+    lr = torch.rand(1, 3, 12, 9)
+    whole, half = (load(locate(str(folder / "kd.safetensors"), runs)) for folder in (runs / "weights", taken))
+    assert (taken / "kd.safetensors").stat().st_size < 0.7 * (runs / "weights" / "kd.safetensors").stat().st_size
+    with torch.no_grad():
+        assert 0 < (whole(lr) - half(lr)).abs().max() < 0.5 / 255
+    (runs / "weights" / "at.json").rename(runs / "at.json")
+    result = subprocess.run(command, cwd=runs, capture_output=True, text=True, timeout=120)
+    (runs / "at.json").rename(runs / "weights" / "at.json")
+    assert result.returncode == 1
+    assert "students=true needs the weights of" in result.stdout + result.stderr
 
 
 def test_parts_of_a_batch_are_the_batch(runs, job):

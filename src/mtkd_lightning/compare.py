@@ -32,8 +32,9 @@ def run(config: DictConfig) -> None:
     """
     if config.unmatched not in ("refuse", "mark"):
         raise MTKDError(f"unmatched={config.unmatched}: allowed are refuse, mark")
-    if not isinstance(config.figure, bool):
-        raise MTKDError(f"figure={config.figure}: allowed are true, false")
+    for key in ("figure", "students"):
+        if not isinstance(config[key], bool):
+            raise MTKDError(f"{key}={config[key]}: allowed are true, false")
     if config.figure:
         try:
             from mtkd_lightning.figures import draw
@@ -49,6 +50,10 @@ def run(config: DictConfig) -> None:
     table = markdown(groups, pairs)
     write_csv(output / "results.csv", rows(groups))
     write_text(output / "comparison.md", table)
+    if config.students:
+        from mtkd_lightning.students import write_students
+
+        write_students(runs, output / "students")
     if config.figure:
         draw(groups, [title(group, pairs) for group in groups], output / "comparison.svg")
     figure = f"; figure: {output / 'comparison.svg'}" if config.figure else ""

@@ -1,0 +1,48 @@
+"""The students of a comparison to take along: of each variant one, in float16, with what made it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.files import file_sha256, replacing
+from mtkd_lightning.runs import Run
+
+
+def write_students(runs: Sequence[Run], folder: Path) -> None:
+    """Write ``<variant>.safetensors`` and its sidecar: of the seeds the one that was best on validation pictures.
+
+    The benchmarks have no say in which. The sidecar is that of the training, with the new file's hash.
+
+    Raises:
+        MTKDError: the weights of a run are not in the folder ``weights`` beside its runs, or are other ones.
+    """
+    for variant in sorted({run.variant for run in runs}):
+        files = [_weights(run) for run in runs if run.variant == variant]
+        path, record = max(files, key=lambda file: file[1]["metrics"]["val/psnr"])
+        tensors = {
+            name: x.astype(np.float16) if np.issubdtype(x.dtype, np.floating) else x
+            for name, x in load_file(path).items()
+        }
+        target = folder / f"{variant}.safetensors"
+        with replacing(target) as temporary:
+            save_file(tensors, temporary)
+            sha256 = file_sha256(temporary)
+        with replacing(target.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps({**record, "sha256": sha256, "stored_as": "float16"}, indent=1) + "\n")
+
+
+def _weights(run: Run) -> tuple[Path, dict[str, Any]]:
+    path = run.path.parents[2] / "weights" / f"{run.path.parent.name}.safetensors"
+    try:
+        record: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        same = file_sha256(path) == record["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MTKDError(f"students=true needs the weights of {run.path}, and {path} cannot be read: {error}") from error
+    if not same:
+        raise MTKDError(f"{path} is not the file that its .json describes: restore it, or leave students=true out")
+    return path, record
