@@ -13,16 +13,13 @@ printed and written to ``dctswin.json``.
     python benchmarks/dctswin.py [repeats]
 """
 
-import json
-import platform
 import statistics
-import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from common import arguments, in_turns, publish, ratio, seconds
 from mtkd_lightning.backbones.swinir import SwinIR
 from mtkd_lightning.teachers.dctswin import DCTSwin
 
@@ -31,7 +28,7 @@ SCALE, MEMBERS, BATCH, PATCHES = 4, 3, 4, (32, 64)
 
 def main() -> None:
     """Measure, print and write."""
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    (repeats,), _ = arguments(20)
     torch.set_num_threads(1)
     networks: dict[str, nn.Module] = {
         "swinir": SwinIR(SCALE, 96, (4, 4), (6, 6)),
@@ -41,35 +38,30 @@ def main() -> None:
     for network in networks.values():
         network.to(memory_format=torch.channels_last)
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
         "repeats": repeats,
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
         "variants": {f"LR patch {patch}": _compare(networks, patch, repeats) for patch in PATCHES},
     }
-    print(json.dumps(result, indent=1))
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    publish(__file__, result)
 
 
 def _compare(networks: dict[str, nn.Module], patch: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
     lr = torch.rand(BATCH, 3, patch, patch).contiguous(memory_format=torch.channels_last)
     images = torch.rand(BATCH, MEMBERS, 3, SCALE * patch, SCALE * patch)
-    inputs = {name: lr if name == "swinir" else images for name in networks}
-    turns = [{name: _seconds(network, inputs[name]) for name, network in networks.items()} for _ in range(repeats + 1)][
-        1:
-    ]
-    milliseconds = {f"{name}_ms": 1000 * statistics.median(turn[name] for turn in turns) for name in networks}
-    ratios = {
-        f"{name}_over_swinir": statistics.median(turn[name] / turn["swinir"] for turn in turns)
-        for name in ("released", "repaired")
+    steps = {
+        name: partial(seconds, partial(_step, network, lr if name == "swinir" else images))
+        for name, network in networks.items()
     }
+    in_turns(steps, 1)
+    found = in_turns(steps, repeats)
+    milliseconds = {f"{name}_ms": 1000 * statistics.median(x) for name, x in found.items()}
+    ratios = {f"{name}_over_swinir": ratio(found[name], found["swinir"]) for name in ("released", "repaired")}
     return {name: round(x, 3) for name, x in (milliseconds | ratios).items()}
 
 
-def _seconds(network: nn.Module, x: Tensor) -> float:
-    start = time.perf_counter()
+def _step(network: nn.Module, x: Tensor) -> None:
     torch.autograd.grad(network(x).square().mean(), list(network.parameters()))
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

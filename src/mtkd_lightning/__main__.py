@@ -7,6 +7,7 @@ import time
 import hydra
 from omegaconf import DictConfig
 
+from mtkd_lightning import ranks
 from mtkd_lightning.config import CONF, check
 from mtkd_lightning.errors import reported
 from mtkd_lightning.experiments import register
@@ -27,13 +28,24 @@ def run(config: DictConfig) -> None:
     with reported():
         check(config)
         start = time.perf_counter()
-        # Late, because importing Lightning takes seconds and an error in the configuration should come at once.
-        from mtkd_lightning.pipeline import Pipeline
-
-        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # set to INFO by its import; it repeats what we say
-        Pipeline(config).run()
+        work(config)
         log.info("Finished in %.0f s.", time.perf_counter() - start)
+
+
+def work(config: DictConfig) -> float | None:
+    """Run the stages of a checked configuration, on as many processes as it asks for."""
+    # Late, because importing Lightning takes seconds and an error in the configuration should come at once.
+    from mtkd_lightning.launch import launch, on_gpu, processes
+
+    if ranks.count() == 1 and (number := processes(config)) > 1:
+        return launch(config, number)
+    from mtkd_lightning.pipeline import Pipeline
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # set to INFO by its import; it repeats what we say
+    with ranks.joined(on_gpu(config)):
+        Pipeline(config).run()
+    return None
 
 
 if __name__ == "__main__":

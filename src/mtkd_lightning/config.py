@@ -14,6 +14,7 @@ import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mtkd_lightning import ranks
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.recipe import Recipe
 
@@ -67,11 +68,7 @@ def check(config: DictConfig) -> None:
     _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))
     _refuse_value("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
     _refuse_value("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
-    if config.trainer.devices != 1:
-        raise MTKDError(
-            f"trainer.devices={config.trainer.devices}: a run takes one device; start other seeds or experiments "
-            "beside it, each with its CUDA_VISIBLE_DEVICES"
-        )
+    devices = _devices(config)
     if config.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise MTKDError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: install one")
     for key in ("seed", "num_workers"):
@@ -83,11 +80,16 @@ def check(config: DictConfig) -> None:
             Recipe(optimizer=None, scheduler=None, **values)  # type: ignore[arg-type]
         except MTKDError as error:
             raise MTKDError(f"training.{stage}: {error}") from error
-        parts = config.trainer.accumulate_grad_batches
-        if not isinstance(parts, int) or parts < 1 or node.batch_size % parts:
+        parts, batch_size = config.trainer.accumulate_grad_batches, node.batch_size
+        if not isinstance(parts, int) or parts < 1 or batch_size % parts:
             raise MTKDError(
-                f"trainer.accumulate_grad_batches={parts!r} does not cut training.{stage}.batch_size={node.batch_size} "
+                f"trainer.accumulate_grad_batches={parts!r} does not cut training.{stage}.batch_size={batch_size} "
                 "into equal parts: use a divisor of it"
+            )
+        if devices != "auto" and batch_size % (parts * devices):
+            raise MTKDError(
+                f"training.{stage}.batch_size={batch_size} is that of all {devices} processes together and cannot be "
+                f"split among them{f' in {parts} parts each' if parts > 1 else ''}: use a multiple of {parts * devices}"
             )
     for stage in ("teachers", "aggregation"):
         if config.training[stage].init_from is not None:
@@ -101,6 +103,20 @@ def check(config: DictConfig) -> None:
         _refuse_value("stages", stage, STAGES)
     if not config.teacher.members:
         raise MTKDError("teacher.members is empty: an ensemble needs at least one member")
+
+
+def _devices(config: DictConfig) -> int | str:
+    devices, several = config.trainer.devices, config.trainer.strategy != "auto"
+    if devices != "auto" and (isinstance(devices, bool) or not isinstance(devices, int) or devices < 1):
+        raise MTKDError(f"trainer.devices={devices!r}: it must be a number from 1 up, or auto")
+    if devices != 1 and not several:
+        raise MTKDError(f"trainer.devices={devices} takes trainer=ddp, which starts a process for each device")
+    if ranks.count() > 1 and not several:
+        raise MTKDError(
+            f"torchrun or srun started {ranks.count()} processes of this command, and each would do the same: say "
+            "trainer=ddp, or start one"
+        )
+    return ranks.count() if ranks.count() > 1 else devices
 
 
 def check_keys(config: DictConfig, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,17 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mtkd_lightning import artifacts
+from mtkd_lightning import artifacts, ranks
 from mtkd_lightning.artifacts import Artifact, OtherConfigurationError, digest
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import alone, file_sha256, replacing
+from mtkd_lightning.files import alone, file_sha256
+from mtkd_lightning.launch import on_gpu
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.recipe import Recipe
+from mtkd_lightning.tables import write_text
 from mtkd_lightning.teachers.teacher import Ensemble
 from mtkd_lightning.training import CHECKPOINT, resumable, train
 
@@ -43,12 +45,14 @@ class Maker:
         self.config = config
         self.weights, self.runs = (Path(config.paths[key]).expanduser() for key in ("weights", "runs"))
         self.recipes: dict[str, Recipe] = {stage: build(node) for stage, node in config.training.items()}
-        gpu = config.trainer.accelerator == "gpu" or (
-            config.trainer.accelerator == "auto" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if on_gpu(config) else "cpu")
+        self.trainer = partial(
+            build,
+            config.trainer,
+            accelerator="gpu" if self.device.type == "cuda" else "cpu",
+            devices=ranks.per_node(),
+            num_nodes=ranks.count() // ranks.per_node(),
         )
-        self.device = torch.device("cuda" if gpu else "cpu")
-        # Lightning's own "auto" would take an Apple GPU, which has no float64 for the metrics.
-        self.trainer = partial(build, config.trainer, accelerator="gpu" if gpu else "cpu")
 
     def artifact(
         self,
@@ -94,14 +98,17 @@ class Maker:
             if (found := artifacts.find(path, config)) is None:
                 raise MTKDError(f"{path} is not there yet; add {stage} to stages=[...] to make it")
             return found
-        with _exclusive(self.runs / stem):
-            if (found := self._asked(artifacts.find, path, config, remake=artifacts.put_aside)) is not None:
+        with ExitStack() as held:
+            # The first rank alone asks, holds and writes; what it finds, all do.
+            ranks.first(held.enter_context, _exclusive(self.runs / stem))
+            if (
+                found := ranks.first(self._asked, artifacts.find, path, config, remake=artifacts.put_aside)
+            ) is not None:
                 log.info("%s: %s is there.", stage, path)
                 return found
-            checkpoint = self._asked(resumable, self.runs / stem, config, remake=_delete_checkpoint)
+            checkpoint = ranks.first(self._asked, resumable, self.runs / stem, config, remake=_delete_checkpoint)
             log.info("%s: training %s for %d steps.", stage, stem, recipe.steps)
-            with replacing(self.runs / stem / "config.yaml") as temporary:
-                temporary.write_text(OmegaConf.to_yaml(self.config, resolve=True))
+            ranks.first(write_text, self.runs / stem / "config.yaml", OmegaConf.to_yaml(self.config, resolve=True))
             seed_everything(recipe.seed, verbose=False)
             trained, pictures = method()
             if recipe.init_from is not None:
@@ -120,10 +127,9 @@ class Maker:
                 num_workers=self.config.num_workers,
                 compiled=self.config.compile and stage == "distillation",
             )
-            artifact = artifacts.save(
-                path, _learned(trained.student).state_dict(), config, initial_sha256=initial, **record
-            )
-            _delete_checkpoint(self.runs / stem)
+            weights = _learned(trained.student).state_dict()
+            artifact = ranks.first(artifacts.save, path, weights, config, initial_sha256=initial, **record)
+            ranks.first(_delete_checkpoint, self.runs / stem)
             log.info("%s: wrote %s, validation PSNR %.2f dB.", stage, path, record["metrics"]["val/psnr"])
             return artifact
 
@@ -167,7 +173,7 @@ def _learned(student: nn.Module) -> nn.Module:
 
 @contextmanager
 def _exclusive(run: Path) -> Iterator[None]:
-    """Hold what one run may train at a time."""
+    """Hold what one job may train at a time."""
     run.mkdir(parents=True, exist_ok=True)
     with alone(run / ".lock", f"Another run is training {run.name}; waiting for it."):
         for left_by_a_killed_run in run.glob(".*.tmp"):

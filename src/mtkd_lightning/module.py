@@ -43,7 +43,8 @@ class SRModule(LightningModule):
         if part == 0 and (step % interval == 0 or step == self.recipe.steps):
             # Reading a value waits for the device, so not at every step.
             self._refuse_nan(terms, batch)
-            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, prog_bar=True)
+            shown = {f"train/{name}": term.detach() for name, term in terms.items()}
+            self.log_dict(shown, prog_bar=True, sync_dist=True)
             self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
@@ -52,8 +53,9 @@ class SRModule(LightningModule):
         eager = torch.compiler.set_stance("force_eager")  # every picture has another size
         with eager, torch.autocast(self.device.type, enabled=False), float32_convolutions():
             sr = self.method.enlarge(batch)
-        self.psnr.update(sr, batch.hr, [batch_idx])
-        self.ssim.update(sr, batch.hr, [batch_idx])
+        index: int = self.trainer.val_dataloaders.sampler[batch_idx]  # type: ignore[union-attr]
+        self.psnr.update(sr, batch.hr, [index])
+        self.ssim.update(sr, batch.hr, [index])
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over pictures."""

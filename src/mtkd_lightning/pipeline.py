@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import nn
 
-from mtkd_lightning import artifacts, evaluation, report
+from mtkd_lightning import artifacts, evaluation, ranks, report
 from mtkd_lightning.artifacts import Artifact
 from mtkd_lightning.backbones.foreign import Foreign
 from mtkd_lightning.config import STAGES, build, plain
@@ -21,12 +21,12 @@ from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.files import replacing
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.making import Maker, load, say_progress
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import SSIM_SIDE
 from mtkd_lightning.published import load_published, read_tensors
+from mtkd_lightning.tables import write_text
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 from mtkd_lightning.training import device_name
@@ -88,9 +88,9 @@ class Pipeline:
 
     def run(self) -> None:
         """Run each asked stage, in the order in which they depend on each other."""
-        self._introduce()
+        ranks.first(self._introduce)
         for stage in STAGES:
-            if stage in self.config.stages:
+            if stage in self.config.stages and (ranks.rank() == 0 or stage not in ("evaluation", "report")):
                 getattr(self, stage)()
 
     def teachers(self) -> None:
@@ -288,8 +288,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _class(target: str) -> type:

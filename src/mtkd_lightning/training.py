@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mtkd_lightning import artifacts
+from mtkd_lightning import artifacts, ranks
 from mtkd_lightning.callbacks.ema import EMA
 from mtkd_lightning.callbacks.progress import progress
 from mtkd_lightning.data.datamodule import SRDataModule
@@ -83,7 +83,7 @@ def train(
             use_distributed_sampler=False,
             enable_model_summary=False,
             logger=CSVLogger(run, name="curves"),
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints(), *filter(None, [ranks.environment()])],
             callbacks=[
                 record,
                 *([EMA(recipe.ema_decay)] if recipe.ema_decay is not None else []),
@@ -115,6 +115,7 @@ def train(
         "metrics": {key: round(value, 4) for key, value in metrics.items()},
         "protocol": str(protocol),
         "device": device_name(loop.strategy.root_device),
+        "processes": ranks.count(),
     }
 
 
@@ -152,6 +153,7 @@ EXPECTED_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*smaller than the logging interval.*",  # the last step is logged, too
+    ".*`broadcast_buffers` is deprecated.*",  # in favour of a name that older versions of torch do not know
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between torch and Lightning
 )
 
@@ -187,7 +189,7 @@ class Record(Callback):
         self._since = now
         if (teacher := pl_module.method.teacher) is not None:  # type: ignore[union-attr]
             passes: int = teacher.passes  # type: ignore[union-attr, assignment]
-            self.teacher_passes += passes - self._counted
+            self.teacher_passes += (passes - self._counted) * trainer.world_size  # ranks have equal parts
             self._counted = passes
 
     def state_dict(self) -> dict[str, Any]:

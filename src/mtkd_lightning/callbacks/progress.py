@@ -47,6 +47,9 @@ class Lines(ProgressBar):
         super().__init__()
         self.label = label
 
+    def disable(self) -> None:
+        """Nothing: ranks but the first, which Lightning asks for silence, do not log what is only said."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of this sitting."""
         self._start = time.perf_counter(), trainer.global_step

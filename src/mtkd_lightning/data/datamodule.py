@@ -42,8 +42,12 @@ class SRDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> "DataLoader[Any]":
-        """The held-out pictures of the training set, one at a time."""
-        return DataLoader(WholePictures(self.pictures.validation), batch_size=None)
+        """The held-out pictures of the training set, one at a time, each on one rank."""
+        assert self.trainer is not None
+        pictures = WholePictures(self.pictures.validation)
+        # More ranks than pictures see some twice, which count once: each takes part in the gathering of scores.
+        mine = range(self.trainer.global_rank % len(pictures), len(pictures), self.trainer.world_size)
+        return DataLoader(pictures, batch_size=None, sampler=mine)
 
     def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
         """Bytes to floats in 0..1, on the device that computes."""
