@@ -153,6 +153,7 @@ EXPECTED_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
     ".*smaller than the logging interval.*",  # the last step is logged, too
+    ".*recommended to use `self.log.'val/.*sync_dist=True.*",  # our metrics gather by themselves
     ".*`broadcast_buffers` is deprecated.*",  # in favour of a name that older versions of torch do not know
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between torch and Lightning
 )
