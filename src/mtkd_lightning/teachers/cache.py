@@ -125,16 +125,19 @@ class TeacherCache:
                     if not claimed or files[index].exists():
                         continue
                     batch = on_device(pictures[index], device)
-                    with torch.inference_mode(), float32_convolutions():
-                        sr = net(
-                            batch.teacher_sr.flatten(1, 2) if merges and batch.teacher_sr is not None else batch.lr
-                        )
-                    data = BytesIO()
-                    np.save(data, _levels(sr[0], self.settings.bits))
-                    with replacing(files[index]) as temporary:
-                        temporary.write_bytes(data.getbuffer())
+                    self._write(files[index], net, batch.teacher_sr if merges else batch.lr)
                 progress(done, len(missing))
         return files
+
+    def _write(self, file: Path, network: nn.Module, images: Tensor | None) -> None:
+        """Keep what a network makes of an LR picture (1, 3, h, w) or of its members' pictures (1, k, 3, H, W)."""
+        assert images is not None
+        with torch.inference_mode(), float32_convolutions():
+            sr = network(images.flatten(1, -3))
+        data = BytesIO()
+        np.save(data, _levels(sr[0], self.settings.bits))
+        with replacing(file) as temporary:
+            temporary.write_bytes(data.getbuffer())
 
     def _remove_leftovers(self) -> None:
         """Delete what killed processes had half written: a temporary file whose picture nobody holds."""
