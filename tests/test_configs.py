@@ -91,7 +91,7 @@ def teacher() -> Teacher:
 
 def test_every_group_has_a_test():
     tested = """aggregator backbone catalogue data dataset method optimizer paths preset recipe scheduler
-        student study teacher trainer variant"""
+        student study teacher trainer variant launcher hparams_search"""
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(tested.split())
 
 

@@ -12,6 +12,23 @@ class MTKDError(Exception):
     """Bad input: the message says what was got, what is allowed and what to do; commands print it alone."""
 
 
+class Interrupted(MTKDError):
+    """Ctrl-C or the system ended a training; its checkpoint is there."""
+
+
+class Pruned(Exception):
+    """A search gives up on a job that does worse than others did; that is no error.
+
+    Args:
+        message: what was compared.
+        value: the student's validation PSNR-Y so far.
+    """
+
+    def __init__(self, message: str, value: float) -> None:
+        super().__init__(message)
+        self.value = value
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """End the command with the message and status 1 at what its user can mend."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from mtkd_lightning import artifacts, ranks
 from mtkd_lightning.artifacts import Artifact, OtherConfigurationError, digest
+from mtkd_lightning.callbacks.pruning import pruning
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
@@ -126,6 +127,7 @@ class Maker:
                 label=f"{stage} {stem}",
                 num_workers=self.config.num_workers,
                 compiled=self.config.compile and stage == "distillation",
+                callbacks=pruning() if stage == "distillation" else [],
             )
             weights = _learned(trained.student).state_dict()
             artifact = ranks.first(artifacts.save, path, weights, config, initial_sha256=initial, **record)

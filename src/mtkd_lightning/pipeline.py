@@ -21,6 +21,7 @@ from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import Bicubic
+from mtkd_lightning.files import alone
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.making import Maker, load, say_progress
 from mtkd_lightning.methods.base import Method
@@ -132,11 +133,13 @@ class Pipeline:
         """Scores of all networks but the student, measured once for all runs that have the same teachers."""
         of = {key: value for key, value in self._evaluated().items() if key != "student"}
         path = Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json"
-        if (known := _read_json(path)) is not None and known.pop("of", None) == of:
-            log.info("evaluation: the teachers' scores are in %s.", path)
-            return known
-        scores = evaluation.evaluate(networks, self._benchmarks(), self.scale, self.maker.device)
-        _write_json(path, {"of": of, **scores})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(path.with_suffix(".lock"), "Another run scores the teachers; waiting for it."):
+            if (known := _read_json(path)) is not None and known.pop("of", None) == of:
+                log.info("evaluation: the teachers' scores are in %s.", path)
+                return known
+            scores = evaluation.evaluate(networks, self._benchmarks(), self.scale, self.maker.device)
+            _write_json(path, {"of": of, **scores})
         return scores
 
     def report(self) -> None:
@@ -151,6 +154,12 @@ class Pipeline:
         crops = self.folder / "crops.png"
         report.write_crops(networks, self._benchmarks(), self.scale, self.maker.device, crops)
         log.info("\n%s\nTable: %s and results.csv; crops: %s", table, self.folder / "results.md", crops)
+
+    def validation_psnr(self) -> float | None:
+        """The student's PSNR-Y on the validation pictures, in dB; None where no stage is about the student."""
+        if not {"distillation", "evaluation", "report"} & set(self.config.stages):
+            return None
+        return float(self._student().record["metrics"]["val/psnr"])
 
     def _metrics(self) -> dict[str, Any] | None:
         """What the evaluation of exactly these networks and pictures left, if it is there."""

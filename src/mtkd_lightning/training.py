@@ -3,7 +3,7 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mtkd_lightning.callbacks.ema import EMA
 from mtkd_lightning.callbacks.progress import progress
 from mtkd_lightning.data.datamodule import SRDataModule
 from mtkd_lightning.data.sources import Pictures
-from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.errors import Interrupted, MTKDError
 from mtkd_lightning.files import replacing
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import Protocol
@@ -40,6 +40,7 @@ def train(
     label: str,
     num_workers: int = 0,
     compiled: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train ``method.student`` to the recipe's last step.
 
@@ -56,6 +57,7 @@ def train(
         label: what the progress bar calls it.
         num_workers: of the loader.
         compiled: whether ``torch.compile`` makes the student's steps.
+        callbacks: more of them.
 
     Returns:
         Steps, seconds (all sittings together), pictures or patches that teachers enlarged at these steps, and
@@ -94,13 +96,14 @@ def train(
                     every_n_train_steps=recipe.checkpoint_every,
                     enable_version_counter=False,
                 ),
+                *callbacks,
             ],
         )
         loop.val_check_interval *= loop.accumulate_grad_batches  # Lightning counts parts of batches there
         try:
             loop.fit(module, data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's way to end on Ctrl-C and on SIGTERM
-            raise MTKDError(
+            raise Interrupted(
                 f"{label} was interrupted at step {loop.global_step} of {recipe.steps}; the same command goes on from "
                 f"the last checkpoint (one each {recipe.checkpoint_every} steps)"
             ) from None
