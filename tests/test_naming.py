@@ -14,6 +14,8 @@ from mtkd_lightning.naming import LONGEST, label
         (["+experiment=edsr_mtkd", "seed=2", "scale=3", "preset=cpu", "data.root=x", "stages=[report]"], "mtkd"),
         (["paths.root=/somewhere", "existing=remake", "trainer.accelerator=cpu", "num_workers=2"], "mtkd"),
         (["training.distillation.validate_every=50"], "mtkd"),
+        (["trainer=ddp", "trainer.devices=2"], "mtkd"),
+        (["trainer=bf16"], "mtkd-trainer=bf16"),
         (["method.weights.ground_truth=0.05"], "mtkd-ground_truth=0.05"),
         (["method.weights.ground_truth=5e-2"], "mtkd-ground_truth=0.05"),
         (["method.weights.ground_truth=0.12345678901"], "mtkd-ground_truth=0.123457"),

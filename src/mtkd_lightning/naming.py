@@ -15,6 +15,7 @@ UNTOLD = {
     *("stages", "existing", "paths", "data.root", "num_workers", "compile", "launcher", "hparams_search", "logger"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps"),
 }
+UNTOLD_CHOICES = ("trainer=default", "trainer=ddp")
 UNTOLD_ENDS = (".validate_every", ".checkpoint_every")  # of a recipe
 LONGEST_VALUE = 32
 LONGEST = 96
@@ -30,7 +31,7 @@ def label(given: str, overrides: Sequence[str]) -> str:
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     if any(override.key_or_group == "label" for override in parsed):
         return given
-    told = {_key(override): override for override in parsed if not _untold(_key(override))}
+    told = {_key(override): override for override in parsed if not _untold(override)}
     parts = [
         f"without_{_short(key, told)}" if override.is_delete() else f"{_short(key, told)}={_text(override.value())}"
         for key, override in sorted(told.items())
@@ -42,8 +43,10 @@ def _key(override: Override) -> str:
     return str(override.package or override.key_or_group.replace("/", "."))
 
 
-def _untold(key: str) -> bool:
-    return key.endswith(UNTOLD_ENDS) or any(key == known or key.startswith(f"{known}.") for known in UNTOLD)
+def _untold(override: Override) -> bool:
+    key = _key(override)
+    below = any(key == known or key.startswith(f"{known}.") for known in UNTOLD)
+    return below or key.endswith(UNTOLD_ENDS) or override.input_line in UNTOLD_CHOICES
 
 
 def _short(key: str, others: Sequence[str] | dict[str, Any]) -> str:
