@@ -90,8 +90,8 @@ def teacher() -> Teacher:
 
 
 def test_every_group_has_a_test():
-    tested = """aggregator backbone catalogue data dataset method optimizer paths preset recipe scheduler
-        student study teacher trainer variant launcher hparams_search"""
+    tested = """aggregator backbone catalogue data dataset hparams_search launcher logger method optimizer paths preset
+        recipe scheduler student study teacher trainer variant"""
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == set(tested.split())
 
 
@@ -134,7 +134,7 @@ def test_every_study_asks_for_experiments_that_exist(name):
     assert len(set(asked)) == len(asked)
 
 
-@pytest.mark.parametrize("group", ["aggregator", "data", "method", "paths", "student", "teacher", "trainer"])
+@pytest.mark.parametrize("group", ["aggregator", "data", "logger", "method", "paths", "student", "teacher", "trainer"])
 def test_every_choice_fits_the_main_job(group):
     for name in set(names(group)) - {"folder", "foreign"}:
         configuration(f"{group}={name}")

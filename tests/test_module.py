@@ -220,7 +220,8 @@ def test_a_student_and_its_twin_start_and_are_fed_alike(root, tmp_path, monkeypa
                 "config",
                 [
                     "student=demo/rcan", f"method={method}", f"seed={seed}", f"name={method}{seed}", "scale=2",
-                    f"paths.root={tmp_path}", "aggregator_name=a", "method_name=a", "data=folders", f"data.root={root}",
+                    f"paths.root={tmp_path}", "aggregator_name=a", "method_name=a", "study_name=a",
+                    "data=folders", f"data.root={root}",
                     "student.features=4", "student.groups=1", "student.blocks=1", "student.reduction=2",
                     "teacher.members.edsr.backbone.features=4", "~teacher.members.swinir", "~teacher.members.rcan",
                     "stages=[teachers,aggregation,distillation]", "teacher.accept_weak=true",

@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mtkd_lightning import ranks
+from mtkd_lightning import loggers, ranks
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.recipe import Recipe
 
@@ -30,7 +30,7 @@ TEACHER = {"only", "alone", "pair", "accept_weak", "cache", "bits", "self_ensemb
 # What a scalar of a configuration may be for an argument's annotation, and how that is called.
 TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 TITLES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-GROUPS = {"paths", "data", "teacher", "aggregator", "method", "trainer", "student"}
+GROUPS = {"paths", "data", "teacher", "aggregator", "method", "trainer", "student", "logger"}
 
 
 def check(config: DictConfig) -> None:
@@ -69,6 +69,10 @@ def check(config: DictConfig) -> None:
     _refuse_value("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
     _refuse_value("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
     devices = _devices(config)
+    _refuse_unknown("logger", config.logger, {"images", "images_every", "tensorboard", "wandb"})
+    if "wandb" in config.logger:
+        _refuse_unknown("logger.wandb", config.logger.wandb, set(OmegaConf.load(CONF / "logger" / "wandb.yaml").wandb))
+    loggers.check(config.logger)
     if config.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise MTKDError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: install one")
     for key in ("seed", "num_workers"):

@@ -98,7 +98,16 @@ class Lineup:
             self._merging,
             make=make,
             data=self.pictures.train.manifest_hash(),
+            parts=self._members,
         )
+
+    def parts(self) -> list[tuple[str, Artifact]]:
+        """The (type, network) of the ensemble: members in their order, and the aggregator if it was trained."""
+        aggregator = self.aggregator()
+        return [*self._members(), *([("aggregator", aggregator)] if aggregator else [])]
+
+    def _members(self) -> list[tuple[str, Artifact]]:
+        return [("teacher", self.artifact_of(name)) for name in self.names]
 
     def _made_by_member(self, name: str) -> list[Any]:
         """What decides a member's pictures: its name, its sha256, and its backbone where the user configured that.

@@ -1,7 +1,7 @@
 """Finished networks by name: found on disk, or trained and left there where a stage asks for that."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.files import alone, file_sha256
 from mtkd_lightning.launch import on_gpu
+from mtkd_lightning.loggers import Tracker
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.recipe import Recipe
@@ -65,6 +66,7 @@ class Maker:
         make: bool,
         data: str,
         seed: int | None = None,
+        parts: Callable[[], Sequence[tuple[str, Artifact]]] = tuple,
     ) -> Artifact:
         """Give the network of a name, trained first if ``make`` asks for that and it is not there.
 
@@ -76,6 +78,7 @@ class Maker:
             make: train it if it is not there.
             data: hash of the training pictures.
             seed: in place of the recipe's.
+            parts: gives the (type, network) that it is made of.
 
         Raises:
             MTKDError: it is not there, or another configuration made it, or its training fails.
@@ -115,6 +118,9 @@ class Maker:
             if recipe.init_from is not None:
                 source = Path(recipe.init_from).expanduser()
                 load_published(_learned(trained.student), read_tensors(source), source)
+            tracker = held.enter_context(
+                Tracker(self.config, stage, stem, recipe.seed, self.runs / stem, checkpoint=checkpoint)
+            )
             initial = digest(_learned(trained.student).state_dict())
             record = train(
                 trained,
@@ -127,10 +133,12 @@ class Maker:
                 label=f"{stage} {stem}",
                 num_workers=self.config.num_workers,
                 compiled=self.config.compile and stage == "distillation",
-                callbacks=pruning() if stage == "distillation" else [],
+                loggers=tracker.loggers,
+                callbacks=[*tracker.callbacks(), *(pruning() if stage == "distillation" else [])],
             )
             weights = _learned(trained.student).state_dict()
             artifact = ranks.first(artifacts.save, path, weights, config, initial_sha256=initial, **record)
+            tracker.made(artifact, parts)
             ranks.first(_delete_checkpoint, self.runs / stem)
             log.info("%s: wrote %s, validation PSNR %.2f dB.", stage, path, record["metrics"]["val/psnr"])
             return artifact

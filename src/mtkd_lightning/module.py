@@ -13,6 +13,7 @@ from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import Protocol
 from mtkd_lightning.metrics.image import ImagePSNR, ImageSSIM
 from mtkd_lightning.recipe import Recipe
+from mtkd_lightning.teachers.teacher import GivenPicture
 from mtkd_lightning.typing import SRBatch
 
 
@@ -29,6 +30,7 @@ class SRModule(LightningModule):
         self.recipe = recipe
         self.psnr = ImagePSNR(protocol)
         self.ssim = ImageSSIM(protocol)
+        self.psnr_to_teacher = ImagePSNR(protocol)
 
     def on_train_batch_start(self, batch: SRBatch, batch_idx: int) -> None:
         """Seed the step (ranks differ: their samples do, too)."""
@@ -48,20 +50,26 @@ class SRModule(LightningModule):
             self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
-    def validation_step(self, batch: SRBatch, batch_idx: int) -> None:
-        """Enlarge one whole picture, in float32 whatever the training's precision."""
+    def validation_step(self, batch: SRBatch, batch_idx: int) -> Tensor:
+        """Enlarge one whole picture, in float32 whatever the training's precision; give it to callbacks."""
         eager = torch.compiler.set_stance("force_eager")  # every picture has another size
         with eager, torch.autocast(self.device.type, enabled=False), float32_convolutions():
             sr = self.method.enlarge(batch)
         index: int = self.trainer.val_dataloaders.sampler[batch_idx]  # type: ignore[union-attr]
         self.psnr.update(sr, batch.hr, [index])
         self.ssim.update(sr, batch.hr, [index])
+        if (taught := self._given_by_teacher(batch)) is not None:
+            self.psnr_to_teacher.update(sr, taught, [index])
+        return sr
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over pictures."""
         for name, metric in (("psnr", self.psnr), ("ssim", self.ssim)):
             self.log(f"val/{name}", metric.compute().float(), prog_bar=True)
             metric.reset()
+        if self.psnr_to_teacher.ids:
+            self.log("val/psnr_to_teacher", self.psnr_to_teacher.compute().float())
+            self.psnr_to_teacher.reset()
 
     def configure_optimizers(self) -> Any:
         """Build the recipe's optimiser over what learns, with its schedule stepped at every update."""
@@ -75,6 +83,13 @@ class SRModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the last good checkpoint: never replace it by one with a broken weight."""
         artifacts.refuse_broken(checkpoint["state_dict"], f"the checkpoint of step {self.global_step}")
+
+    def _given_by_teacher(self, batch: SRBatch) -> Tensor | None:
+        """The picture that the student learns from, where it was made before; running a teacher would cost too much."""
+        teacher = self.method.teacher
+        if batch.teacher_sr is None or teacher is None or not isinstance(teacher.net, GivenPicture):
+            return None
+        return teacher(batch.lr, batch.teacher_sr)
 
     def _refuse_nan(self, terms: dict[str, Tensor], batch: SRBatch) -> None:
         values = {name: term.item() for name, term in terms.items()}

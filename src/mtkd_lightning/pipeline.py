@@ -23,6 +23,7 @@ from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import Bicubic
 from mtkd_lightning.files import alone
 from mtkd_lightning.lineup import Lineup
+from mtkd_lightning.loggers import Tracker
 from mtkd_lightning.making import Maker, load, say_progress
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import SSIM_SIDE
@@ -128,6 +129,9 @@ class Pipeline:
         metrics["images"] += scores["images"]
         record = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"]), **metrics}
         _write_json(self.folder / "metrics.json", record)
+        stem, seed = self.config.name, record["run"]["seed"]
+        with Tracker(self.config, "distillation", stem, seed, self.folder, training=False) as tracker:
+            tracker.scored(record)
 
     def _scores_of_others(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
         """Scores of all networks but the student, measured once for all runs that have the same teachers."""
@@ -253,6 +257,7 @@ class Pipeline:
             self._taught,
             make=make,
             data=self.pictures.train.manifest_hash(),
+            parts=self.teacher.parts if self.teacher else tuple,
         )
 
     def _taught(self) -> tuple[Method, Pictures]:
@@ -261,7 +266,8 @@ class Pipeline:
             return self._method(student, None), self.pictures
         if not self.learns_from_pictures:
             return self._method(student, self.teacher.online()), self.pictures
-        merged = replace(self.pictures, train=self.teacher.with_merged(self.pictures.train))
+        train, validation = map(self.teacher.with_merged, (self.pictures.train, self.pictures.validation))
+        merged = replace(self.pictures, train=train, validation=validation)
         return self._method(student, Teacher(GivenPicture())), merged
 
     def _networks(self) -> dict[str, nn.Module]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mtkd_lightning import artifacts, ranks
 from mtkd_lightning.callbacks.ema import EMA
+from mtkd_lightning.callbacks.monitor import Monitor
 from mtkd_lightning.callbacks.progress import progress
 from mtkd_lightning.data.datamodule import SRDataModule
 from mtkd_lightning.data.sources import Pictures
@@ -40,6 +41,7 @@ def train(
     label: str,
     num_workers: int = 0,
     compiled: bool = False,
+    loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train ``method.student`` to the recipe's last step.
@@ -57,7 +59,8 @@ def train(
         label: what the progress bar calls it.
         num_workers: of the loader.
         compiled: whether ``torch.compile`` makes the student's steps.
-        callbacks: more of them.
+        loggers: beside the one that writes CSV into ``run``.
+        callbacks: what else is to happen around a step.
 
     Returns:
         Steps, seconds (all sittings together), pictures or patches that teachers enlarged at these steps, and
@@ -84,11 +87,13 @@ def train(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_model_summary=False,
-            logger=CSVLogger(run, name="curves"),
+            logger=[CSVLogger(run, name="curves"), *loggers],
             plugins=[WholeCheckpoints(), *filter(None, [ranks.environment()])],
             callbacks=[
                 record,
                 *([EMA(recipe.ema_decay)] if recipe.ema_decay is not None else []),
+                Monitor(recipe.batch_size),
+                *callbacks,
                 progress(label),
                 ModelCheckpoint(
                     run,
@@ -96,7 +101,6 @@ def train(
                     every_n_train_steps=recipe.checkpoint_every,
                     enable_version_counter=False,
                 ),
-                *callbacks,
             ],
         )
         loop.val_check_interval *= loop.accumulate_grad_batches  # Lightning counts parts of batches there

@@ -257,7 +257,9 @@ def test_errors(build, message):
 def configured(*overrides: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         # These come from Hydra's own configuration, which is not there.
-        check(compose("config", ["name=foreign", "aggregator_name=tiny", "method_name=mtkd", *overrides]))
+        check(
+            compose("config", ["name=foreign", "study_name=a", "aggregator_name=tiny", "method_name=mtkd", *overrides])
+        )
 
 
 NETWORK = "teacher.members.foreign.backbone.network"

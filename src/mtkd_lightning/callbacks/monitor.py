@@ -1,0 +1,47 @@
+"""How fast a training goes, and how steep its loss is."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Monitor(Callback):
+    """Logs samples per second and the gradient's norm at the steps that are logged anyway.
+
+    Other steps are left alone: a norm passes over all gradients. Validations do not count as time.
+
+    Args:
+        samples: in one step, of all processes.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self._since = 0.0
+        self._step = 0
+        self._paused = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._since, self._step = time.perf_counter(), trainer.global_step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on."""
+        self._since += time.perf_counter() - self._paused
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log, where it is time: gradients are summed, unscaled and not yet clipped here."""
+        step = trainer.global_step + 1
+        if step % trainer.log_every_n_steps and step != trainer.max_steps:  # type: ignore[attr-defined]
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        now = time.perf_counter()
+        rate = self.samples * (step - self._step) / (now - self._since)
+        self._since, self._step = now, step
+        pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+        pl_module.log("train/samples_per_second", rate)
