@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mtkd_lightning.data.batches import TrainingBatches, WholePictures
 from mtkd_lightning.data.images import write_png
@@ -138,8 +137,8 @@ def test_weights_of_another_scale(shared, refused):
     assert "enlarge x4, but scale=2" in written
 
 
-def test_crops_are_drawn_of_pictures(pictures, tmp_path, job):
+def test_pictures_of_a_folder_are_kept_like_others(pictures, tmp_path, job):
     result = job(tmp_path, *FOLDER_MEMBER, f"+teacher.members.same.folder={tmp_path / 'same'}", "aggregator=mean")
     assert result.returncode == 0, result.stdout + result.stderr
-    with Image.open(tmp_path / "runs/tiny/crops.png") as image:
-        assert image.width == 5 * (64 * 3 + 4)
+    kept = next((tmp_path / "runs/tiny/pictures").glob("*/*"))
+    assert {path.stem for path in kept.iterdir()} >= {"HR", "bicubic", "student", "teacher edsr"}

@@ -75,11 +75,39 @@ def test_the_table_compares_all_networks(finished):
     assert markdown in (finished / "output").read_text()
 
 
-def test_crops_show_one_row_per_held_out_photograph(finished):
-    with Image.open(finished / "runs/tiny/crops.png") as image:
-        pixels = np.asarray(image)
-    assert pixels.shape == (2 * (64 * 3 + 36), 6 * (64 * 3 + 4), 3)
-    assert pixels.std() > 20
+def test_a_window_of_every_held_out_photograph_is_kept(finished):
+    kept = finished / "runs/tiny/pictures/photographs"
+    assert sorted(path.name for path in kept.iterdir()) == ["astronaut", "chelsea"]
+    names = sorted(path.stem for path in (kept / "astronaut").iterdir())
+    assert names == [
+        "HR",
+        "LR",
+        "aggregator dctswin_repaired_tiny",
+        "bicubic",
+        "mean of the teachers",
+        "student",
+        "teacher edsr",
+        "teacher swinir",
+    ]
+    for path in kept.rglob("*.webp"):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        assert pixels.shape == ((128, 128, 3) if path.stem == "LR" else (256, 256, 3))
+        assert pixels.std() > 2
+
+
+def test_the_record_outlives_the_cache_and_changes_with_what_is_kept(copy, job):
+    shutil.rmtree(copy / "cache")
+    assert len(list((copy / "runs/tiny/pictures").rglob("HR.webp"))) == 2
+    before = json.loads((copy / "runs/tiny/metrics.json").read_text())
+    shutil.rmtree(copy / "runs/tiny/pictures")
+    result = job(copy, "report.pictures=1")
+    assert result.returncode == 0, result.stdout
+    after = json.loads((copy / "runs/tiny/metrics.json").read_text())
+    assert after["images"] == before["images"]
+    assert after["networks"] == before["networks"]  # measured seconds and all: nothing was scored again
+    assert [picture["image"] for picture in after["pictures"]] == ["astronaut"]
+    assert len(list((copy / "runs/tiny/pictures").rglob("HR.webp"))) == 1
 
 
 def test_the_same_command_again_skips_what_is_finished(copy, job):

@@ -40,8 +40,8 @@ def run(config: DictConfig) -> None:
             from mtkd_lightning.figures import draw
         except ImportError as error:
             raise MTKDError(f"figure=true needs matplotlib ({error}): pip install 'mtkd_lightning[figures]'") from error
-    only, baselines = _texts(config.only), _texts(config.baseline)
-    runs = selected(read_runs([Path(text).expanduser() for text in _texts(config.runs)]), only, baselines)
+    only, baselines = texts(config.only), texts(config.baseline)
+    runs = selected(read_runs([Path(text).expanduser() for text in texts(config.runs)]), only, baselines)
     groups = grouped(runs, baselines)
     pairs = unmatched(groups, only)
     if config.unmatched == "refuse":
@@ -60,7 +60,8 @@ def run(config: DictConfig) -> None:
     log.info("\n%s\nTables: %s and results.csv%s", table, output / "comparison.md", figure)
 
 
-def _texts(value: Any) -> list[str]:
+def texts(value: Any) -> list[str]:
+    """A value that is a text, a list of them or null, as a list."""
     if value is None:
         return []
     return list(map(str, value)) if isinstance(value, ListConfig) else [str(value)]

@@ -6,8 +6,9 @@ table, only if everything matches that a run records as having to.
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
@@ -67,15 +68,20 @@ def selected(runs: Sequence[Run], only: Sequence[str], baselines: Sequence[str])
     return [run for run in runs if not only or run.variant in only]
 
 
-def grouped(runs: Sequence[Run], baselines: Sequence[str] = ()) -> list[Group]:
+def _refuse(message: str) -> None:
+    raise MTKDError(message)
+
+
+def grouped(
+    runs: Sequence[Run], baselines: Sequence[str] = (), complain: Callable[[str], None] = _refuse
+) -> list[Group]:
     """Put together what may be compared; a copy of a run counts once.
 
     Args:
         runs: at least one.
         baselines: variants that differences are taken to; a group without any takes the one whose method is scratch.
-
-    Raises:
-        MTKDError: one variant and seed has two results, or a group has two baselines.
+        complain: is told that one variant and seed has two results, or a group two baselines. The first result and the
+            better baseline are taken if it returns; by default it raises MTKDError.
     """
     by_match: dict[tuple[tuple[str, str], ...], dict[str, dict[int, Run]]] = {}
     for run in sorted(
@@ -84,7 +90,7 @@ def grouped(runs: Sequence[Run], baselines: Sequence[str] = ()) -> list[Group]:
         variants = by_match.setdefault(tuple(sorted(run.must_match().items())), {})
         same = variants.setdefault(run.variant, {}).setdefault(run.seed, run)
         if (same.psnr, same.ssim) != (run.psnr, run.ssim):
-            raise MTKDError(
+            complain(
                 f"{run.variant} has two results of seed {run.seed}, {same.path} and {run.path}: leave one out of "
                 "runs=[...], or train them under different labels"
             )
@@ -94,7 +100,7 @@ def grouped(runs: Sequence[Run], baselines: Sequence[str] = ()) -> list[Group]:
         scratch = [name for name in ranked if any(run.method == "scratch" for run in variants[name].values())]
         candidates = [name for name in ranked if name in baselines] or scratch
         if len(candidates) > 1:
-            raise MTKDError(f"{' and '.join(candidates)} may each be the baseline of a table: say baseline=... for one")
+            complain(f"{' and '.join(candidates)} may each be the baseline of a table: say baseline=... for one")
         groups.append(Group(dict(match), {name: variants[name] for name in ranked}, next(iter(candidates), None)))
     return groups
 
@@ -154,11 +160,25 @@ def interval(values: NDArray[np.float64], level: float = 0.95, draws: int = 10_0
         level: share of the resampled means inside.
         draws: resamplings, a multiple of 100.
     """
-    generator = np.random.default_rng(0)
-    # In parts, so that memory stays small for thousands of pictures.
-    means = [values[generator.integers(len(values), size=(100, len(values)))].mean(1) for _ in range(draws // 100)]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    ((low, high),) = intervals(values[:, None], level, draws)
     return float(low), float(high)
+
+
+def intervals(columns: NDArray[np.float64], level: float = 0.95, draws: int = 10_000) -> NDArray[np.float64]:
+    """`interval` of every column of (n, k), by the same draws: (k, 2)."""
+    counts = np.array_split(_drawn(len(columns), draws), draws // 100)
+    means = np.concatenate([part.astype(np.float64) @ columns for part in counts]) / len(columns)
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).T
+
+
+@lru_cache(maxsize=8)
+def _drawn(count: int, draws: int) -> NDArray[np.uint8]:
+    """How often each of ``count`` pictures is in each draw, (draws, count); in parts, so that memory stays small."""
+    generator, rows = np.random.default_rng(0), count * np.arange(100)[:, None]
+    parts = (generator.integers(count, size=(100, count)) + rows for _ in range(draws // 100))
+    return np.concatenate(
+        [np.bincount(part.ravel(), minlength=100 * count).reshape(100, count).astype(np.uint8) for part in parts]
+    )
 
 
 def footnotes(group: Group) -> dict[str, list[str]]:

@@ -64,6 +64,7 @@ def check(config: DictConfig) -> None:
         _refuse_value("teacher.only", name, tuple(config.teacher.members))
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("teacher.bits", config.teacher.bits, (8, 16))
+    _refuse_unknown("report", config.report, {"pictures"})
     _refuse_value("existing", config.existing, ("stop", "remake"))
     _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))
     _refuse_value("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
@@ -75,9 +76,9 @@ def check(config: DictConfig) -> None:
     loggers.check(config.logger)
     if config.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise MTKDError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: install one")
-    for key in ("seed", "num_workers"):
-        if not isinstance(config[key], int) or config[key] < 0:
-            raise MTKDError(f"{key}={config[key]!r}: it must be a whole number from 0 up")
+    for key in ("seed", "num_workers", "report.pictures"):
+        if not isinstance(value := OmegaConf.select(config, key), int) or value < 0:
+            raise MTKDError(f"{key}={value!r}: it must be a whole number from 0 up")
     for stage, node in config.training.items():
         values = {key: value for key, value in node.items() if key not in ("_target_", "optimizer", "scheduler")}
         try:

@@ -41,8 +41,9 @@ def run(config: DictConfig) -> None:
     # Late: an error above should not wait for torch.
     import torch
 
-    from mtkd_lightning import report
     from mtkd_lightning.evaluation import Bicubic, evaluate
+    from mtkd_lightning.network_tables import network_table
+    from mtkd_lightning.network_tables import rows as rows_of
     from mtkd_lightning.networks import load, locate
     from mtkd_lightning.teachers.aggregators import Mean
     from mtkd_lightning.teachers.teacher import Ensemble, Teacher
@@ -81,8 +82,8 @@ def run(config: DictConfig) -> None:
         save = config.save and Path(config.save).expanduser() / f"x{scale}"
         log.info("x%d: %s on %s.", scale, ", ".join(networks), ", ".join(benchmarks))
         evaluated.append(evaluate(networks, benchmarks, scale, device, save=save, progress=_show))
-    table = report.network_table(evaluated)
-    write_csv(output / "results.csv", [row for metrics in evaluated for row in report.rows(metrics)])
+    table = network_table(evaluated)
+    write_csv(output / "results.csv", [row for metrics in evaluated for row in rows_of(metrics)])
     write_csv(
         output / "images.csv",
         [{"scale": metrics["scale"], **image} for metrics in evaluated for image in metrics["images"]],

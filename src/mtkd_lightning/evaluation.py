@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean, median
@@ -83,9 +83,7 @@ def evaluate(
     for benchmark, pairs in benchmarks.items():
         for index in range(len(pairs)):
             batch = on_device(WholePictures(pairs)[index], device)
-            made: dict[nn.Module, tuple[Tensor | None, float]] = {}
-            for name, network in networks.items():
-                sr, seconds = made[network] = _reusing(made, network, batch)
+            for name, sr, seconds in enlarge_all(networks, batch):
                 if sr is None:
                     continue
                 took[name].append(seconds / (batch.hr.shape[-2] * batch.hr.shape[-1] / 1e6))
@@ -115,6 +113,14 @@ def evaluate(
 def float32_convolutions() -> AbstractContextManager[None]:
     """Keep a GPU from convolving in TF32, of 10 bits."""
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def enlarge_all(networks: Mapping[str, nn.Module], batch: SRBatch) -> Iterator[tuple[str, Tensor | None, float]]:
+    """Name, picture and seconds of each network in turn; an ensemble merges what its members before it have made."""
+    made: dict[nn.Module, tuple[Tensor | None, float]] = {}
+    for name, network in networks.items():
+        made[network] = _reusing(made, network, batch)
+        yield name, *made[network]
 
 
 @torch.inference_mode()

@@ -166,7 +166,7 @@ class Names:
 
 
 class Tracker:
-    """The run of one network in the loggers that were asked for, of the first rank alone; closed at the end of a ``with``.
+    """The run of one network in the loggers that were asked for, if this is the first rank; a context that closes it.
 
     Args:
         config: of the job.

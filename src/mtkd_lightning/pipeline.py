@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import nn
 
-from mtkd_lightning import artifacts, evaluation, ranks, report
+from mtkd_lightning import artifacts, evaluation, pictures, ranks
 from mtkd_lightning.artifacts import Artifact
 from mtkd_lightning.backbones.foreign import Foreign
 from mtkd_lightning.config import STAGES, build, plain
@@ -27,7 +27,9 @@ from mtkd_lightning.loggers import Tracker
 from mtkd_lightning.making import Maker, load, say_progress
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import SSIM_SIDE
+from mtkd_lightning.network_tables import write_tables
 from mtkd_lightning.published import load_published, read_tensors
+from mtkd_lightning.report.page import write_report
 from mtkd_lightning.tables import write_text
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
@@ -118,25 +120,50 @@ class Pipeline:
 
     def evaluation(self) -> None:
         """Score bicubic, every member, their mean, the aggregator and the student on the benchmarks."""
-        if self._metrics() is not None:
+        asked = pictures.chosen(self._benchmarks(), self.config.report.pictures)
+        kept = pictures.records(self._benchmarks(), asked)
+        record = self._metrics()
+        if record is not None and record.get("pictures") == kept:
             log.info("evaluation: %s is there.", self.folder / "metrics.json")
             return
         networks = self._networks()
         student = {"student": networks.pop("student")}
-        metrics = self._scores_of_others(networks)
-        scores = evaluation.evaluate(student, self._benchmarks(), self.scale, self.maker.device)
-        metrics["networks"] |= scores["networks"]
-        metrics["images"] += scores["images"]
-        record = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"]), **metrics}
-        _write_json(self.folder / "metrics.json", record)
+        if record is None:
+            metrics = self._scores_of_others(networks)
+            scores = evaluation.evaluate(student, self._benchmarks(), self.scale, self.maker.device)
+            metrics["networks"] |= scores["networks"]
+            metrics["images"] += scores["images"]
+            record = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"]), **metrics}
+        self._keep_pictures(networks, student, asked)
+        _write_json(self.folder / "metrics.json", {**record, "pictures": kept})
         stem, seed = self.config.name, record["run"]["seed"]
         with Tracker(self.config, "distillation", stem, seed, self.folder, training=False) as tracker:
             tracker.scored(record)
 
+    def _keep_pictures(
+        self, others: dict[str, nn.Module], student: dict[str, nn.Module], asked: pictures.Chosen
+    ) -> None:
+        """Keep windows of a few pictures for the report.
+
+        Those of the others are made once, beside their scores. The run's folder gets links to them: it stays whole when
+        the cache is deleted or the folder is taken elsewhere, at no cost of space.
+        """
+        arguments: dict[str, Any] = {"benchmarks": self._benchmarks(), "asked": asked, "device": self.maker.device}
+        shared, folder = self._others_scored().with_suffix(""), self.folder / "pictures"
+        pictures.remove(folder)
+        if asked:
+            pictures.keep(others, folder=shared, given=True, **arguments)
+            pictures.keep(student, folder=folder, **arguments)
+            pictures.link(shared, folder)
+
+    def _others_scored(self) -> Path:
+        of = {key: value for key, value in self._evaluated().items() if key != "student"}
+        return Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json"
+
     def _scores_of_others(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
         """Scores of all networks but the student, measured once for all runs that have the same teachers."""
         of = {key: value for key, value in self._evaluated().items() if key != "student"}
-        path = Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json"
+        path = self._others_scored()
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(path.with_suffix(".lock"), "Another run scores the teachers; waiting for it."):
             if (known := _read_json(path)) is not None and known.pop("of", None) == of:
@@ -147,17 +174,16 @@ class Pipeline:
         return scores
 
     def report(self) -> None:
-        """Write the table and the crops, and show the table."""
+        """Write and show this run's table; write the page of all runs."""
         metrics = self._metrics()
         if metrics is None:
             raise MTKDError(
                 f"there is no {self.folder / 'metrics.json'} of these networks; add evaluation to stages=[...]"
             )
-        table = report.write_tables(metrics, self.folder, self.config.name, self.pictures.note)
-        networks = {name: net for name, net in self._networks().items() if name != MEAN}
-        crops = self.folder / "crops.png"
-        report.write_crops(networks, self._benchmarks(), self.scale, self.maker.device, crops)
-        log.info("\n%s\nTable: %s and results.csv; crops: %s", table, self.folder / "results.md", crops)
+        table = write_tables(metrics, self.folder, self.config.name, self.pictures.note)
+        log.info("\n%s\nTable: %s and results.csv", table, self.folder / "results.md")
+        page = write_report([self.maker.runs], Path(self.config.paths.root).expanduser() / "report")
+        log.info("Report: %s", page)
 
     def validation_psnr(self) -> float | None:
         """The student's PSNR-Y on the validation pictures, in dB; None where no stage is about the student."""
@@ -201,13 +227,18 @@ class Pipeline:
             "seed": made["seed"],
             **{key: made[key] for key in ("steps", "seconds", "teacher_passes", "initial_sha256")},
             "teacher_pictures": ("kept" if self.learns_from_pictures else "online") if self.teacher else None,
+            "settings": {
+                "method": of["method"],
+                "teacher": self.teacher and {"members": self.teacher.names, "aggregator": self.config.aggregator_name},
+                "teacher_pictures": of["teacher_pictures"],
+            },
             "fairness": fairness,
             "fingerprint": artifacts.config_hash(fairness),
         }
 
     @property
     def folder(self) -> Path:
-        """Of this run: curves, metrics, tables, crops."""
+        """Of this run: curves, metrics, tables, pictures."""
         return self.maker.runs / str(self.config.name)
 
     def _introduce(self) -> None:

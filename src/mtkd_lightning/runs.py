@@ -5,9 +5,10 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mtkd_lightning.errors import MTKDError
@@ -33,7 +34,14 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One student: what made it, and its PSNR and SSIM by benchmark and picture."""
+    """One student: what made it, and its PSNR and SSIM by benchmark and picture.
+
+    Attributes:
+        settings: what its variant set, dotted key -> value; empty in records of older versions.
+        networks: parameters, flops and seconds per megapixel by network; the student's is one of them.
+        others: mean PSNR by network and benchmark of all that are not the student.
+        pictures: what was kept for the report: benchmark, image and window (top, left, height, width) of each.
+    """
 
     path: Path
     variant: str
@@ -51,6 +59,10 @@ class Run:
     protocols: dict[str, str]
     psnr: dict[str, dict[str, float]]
     ssim: dict[str, dict[str, float]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    networks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    others: dict[str, dict[str, float]] = field(default_factory=dict)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
 
     def must_match(self) -> dict[str, str]:
         """Everything that has to be the same in a fair comparison: dotted key -> value as text."""
@@ -58,11 +70,11 @@ class Run:
             benchmark: f"{len(images)} pictures, {hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()}"
             for benchmark, images in self.psnr.items()
         }
-        return dict(_flat({**self.fairness, "scale": self.scale, "scored": scored}))
+        return dict(flat({**self.fairness, "scale": self.scale, "scored": scored}))
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read every ``*/metrics.json``; what cannot be compared is logged in a line and left out.
+def read_runs(folders: Sequence[Path], complain: Callable[[str], None] = log.warning) -> list[Run]:
+    """Read every ``*/metrics.json``; what cannot be compared is complained of in a line and left out.
 
     Raises:
         MTKDError: a folder has no run, or none is left.
@@ -79,9 +91,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             try:
                 runs.append(_read(path))
             except MTKDError as error:
-                log.warning("%s is left out: %s", path, error)
+                complain(f"{path} is left out: {error}")
             except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                log.warning("%s is left out: it cannot be read (%s: %s)", path, type(error).__name__, error)
+                complain(f"{path} is left out: it cannot be read ({type(error).__name__}: {error})")
     if not runs:
         raise MTKDError(
             f"no run to compare: none of the metrics.json under {', '.join(map(str, folders))} can be used, for the "
@@ -101,15 +113,27 @@ def _read(path: Path) -> Run:
         if not isinstance(run[key], kind):
             raise MTKDError(f"run.{key} is {run[key]!r}")
     scores: dict[str, Any] = {"psnr": {}, "ssim": {}}
+    others: dict[str, dict[str, list[float]]] = {}
     for image in metrics["images"]:
-        if image["network"] == "student":
+        if image["network"] != "student":
+            others.setdefault(image["network"], {}).setdefault(image["benchmark"], []).append(image["psnr"])
+        else:
             for measure, by_benchmark in scores.items():
                 if not math.isfinite(image[measure]):
                     raise MTKDError(f"{measure} of {image['benchmark']}/{image['image']} is {image[measure]}")
                 by_benchmark.setdefault(image["benchmark"], {})[image["image"]] = image[measure]
     if not scores["psnr"]:
         raise MTKDError("it has no score of a student")
-    return Run(path, protocols=dict(metrics["protocols"]), **scores, **{key: run[key] for key in FIELDS})
+    return Run(
+        path,
+        protocols=dict(metrics["protocols"]),
+        **scores,
+        **{key: run[key] for key in FIELDS},
+        settings=dict(run.get("settings", {})),
+        networks=dict(metrics["networks"]),
+        others={name: {benchmark: fmean(psnr) for benchmark, psnr in found.items()} for name, found in others.items()},
+        pictures=list(metrics.get("pictures", [])),
+    )
 
 
 def shortened(value: str) -> str:
@@ -117,9 +141,10 @@ def shortened(value: str) -> str:
     return re.sub(r"[0-9a-f]{24,}", lambda found: found[0][:12], value.strip('"'))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as pairs of a dotted key and a value in JSON."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", json.dumps(value, sort_keys=True)
