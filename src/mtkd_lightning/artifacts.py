@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import file_sha256, replacing
+from mtkd_lightning.files import file_sha256, replacing, write_json
 
 # How a training is watched, and a path whose file's hash stands beside it: not what the network becomes.
 NOT_IN_HASH = ("validate_every", "checkpoint_every", "init_from")
@@ -70,8 +70,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], **re
         save_file(contiguous, temporary)
         sha256 = file_sha256(temporary)
     record = {"config_hash": config_hash(config), "sha256": sha256, **record, **provenance(), "config": config}
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path.with_suffix(".json"), record)
     return Artifact(path, record)
 
 

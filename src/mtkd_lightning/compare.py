@@ -10,8 +10,9 @@ from omegaconf import DictConfig, ListConfig
 from mtkd_lightning.comparison import grouped, markdown, refuse_unmatched, rows, selected, title, unmatched
 from mtkd_lightning.config import CONF, check_keys
 from mtkd_lightning.errors import MTKDError, reported
+from mtkd_lightning.files import write_text
 from mtkd_lightning.runs import read_runs
-from mtkd_lightning.tables import write_csv, write_text
+from mtkd_lightning.tables import write_csv
 
 log = logging.getLogger(__name__)
 

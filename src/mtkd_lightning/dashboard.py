@@ -1,7 +1,6 @@
 """The W&B workspace and report that show a study's winner: ``python -m mtkd_lightning.dashboard``."""
 
 import importlib.util
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mtkd_lightning.config import CONF, check_keys
 from mtkd_lightning.errors import MTKDError, reported
+from mtkd_lightning.files import write_json
 from mtkd_lightning.loggers import has_key, keep_to, unreachable, wandb_server
 from mtkd_lightning.runs import read_runs
-from mtkd_lightning.tables import write_text
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ def run(config: DictConfig) -> None:
 
     dashboard = Dashboard(config.project, config.study_name, benchmarks, weights)
     output = Path(config.output).expanduser()
-    write_text(output, json.dumps(dashboard.specification(), indent=1) + "\n")
+    write_json(output, dashboard.specification())
     log.info("The specification of the workspace and the report is in %s.", output)
     if config.save or (config.save is None and has_key()):
         for what, url in _saved(dashboard, config.entity).items():

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtkd_lightning.config import CONF, SCALES, build, check_keys
 from mtkd_lightning.errors import MTKDError, reported
-from mtkd_lightning.tables import write_csv, write_text
+from mtkd_lightning.files import write_text
+from mtkd_lightning.tables import write_csv
 
 log = logging.getLogger(__name__)
 

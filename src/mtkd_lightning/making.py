@@ -19,13 +19,12 @@ from mtkd_lightning.callbacks.pruning import pruning
 from mtkd_lightning.config import build, plain
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import alone, file_sha256
+from mtkd_lightning.files import alone, file_sha256, write_text
 from mtkd_lightning.launch import on_gpu
 from mtkd_lightning.loggers import Tracker
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.recipe import Recipe
-from mtkd_lightning.tables import write_text
 from mtkd_lightning.teachers.teacher import Ensemble
 from mtkd_lightning.training import CHECKPOINT, resumable, train
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mtkd_lightning.tables import aligned, protocols, write_csv, write_text
+from mtkd_lightning.files import write_text
+from mtkd_lightning.tables import aligned, protocols, write_csv
 
 COSTS = (
     "GFLOPs of one 1280x720 output, 2 per multiply-add; s / MP: seconds per output megapixel on this machine. "

@@ -21,7 +21,7 @@ from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.files import alone
+from mtkd_lightning.files import alone, write_json
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.loggers import Tracker
 from mtkd_lightning.making import Maker, load, say_progress
@@ -30,7 +30,6 @@ from mtkd_lightning.metrics.functional import SSIM_SIDE
 from mtkd_lightning.network_tables import write_tables
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.report.page import write_report
-from mtkd_lightning.tables import write_text
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 from mtkd_lightning.training import device_name
@@ -135,7 +134,7 @@ class Pipeline:
             metrics["images"] += scores["images"]
             record = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"]), **metrics}
         self._keep_pictures(networks, student, asked)
-        _write_json(self.folder / "metrics.json", {**record, "pictures": kept})
+        write_json(self.folder / "metrics.json", {**record, "pictures": kept})
         stem, seed = self.config.name, record["run"]["seed"]
         with Tracker(self.config, "distillation", stem, seed, self.folder, training=False) as tracker:
             tracker.scored(record)
@@ -170,7 +169,7 @@ class Pipeline:
                 log.info("evaluation: the teachers' scores are in %s.", path)
                 return known
             scores = evaluation.evaluate(networks, self._benchmarks(), self.scale, self.maker.device)
-            _write_json(path, {"of": of, **scores})
+            write_json(path, {"of": of, **scores})
         return scores
 
     def report(self) -> None:
@@ -331,10 +330,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _class(target: str) -> type:

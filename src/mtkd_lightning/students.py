@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import file_sha256, replacing
+from mtkd_lightning.files import file_sha256, replacing, write_json
 from mtkd_lightning.runs import Run
 
 
@@ -32,8 +32,7 @@ def write_students(runs: Sequence[Run], folder: Path) -> None:
         with replacing(target) as temporary:
             save_file(tensors, temporary)
             sha256 = file_sha256(temporary)
-        with replacing(target.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps({**record, "sha256": sha256, "stored_as": "float16"}, indent=1) + "\n")
+        write_json(target.with_suffix(".json"), {**record, "sha256": sha256, "stored_as": "float16"})
 
 
 def _weights(run: Run) -> tuple[Path, dict[str, Any]]:

@@ -24,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mtkd_lightning.errors import Interrupted, MTKDError, Pruned, reported
-from mtkd_lightning.files import replacing
+from mtkd_lightning.files import write_json, write_text
 from mtkd_lightning.naming import label
 from mtkd_lightning.sweep_plan import chooses, is_search, overrides_of, pin, planned, refuse_collisions, study_name
-from mtkd_lightning.tables import aligned, escaped, write_csv, write_text
+from mtkd_lightning.tables import aligned, escaped, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def job(work: Callable[[DictConfig], float | None], config: DictConfig) -> float
         try:
             config.label = label(config.label, record["overrides"])
             record["name"] = str(config.name)
-            _write_record(folder, record)
+            write_json(folder / "job.json", record)
             before = _student(config)
             record["validation"] = value = work(config)
             record["status"] = "skipped" if before and before == _student(config) else "ok"
@@ -152,7 +152,7 @@ def job(work: Callable[[DictConfig], float | None], config: DictConfig) -> float
             return None
         finally:
             record["seconds"] = round(time.perf_counter() - start, 1)
-            _write_record(folder, record)
+            write_json(folder / "job.json", record)
 
 
 def rows(records: Mapping[int, Mapping[str, Any]], jobs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -237,11 +237,6 @@ def _logged_to(path: Path) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    with replacing(folder / "job.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _student(config: DictConfig) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtkd_lightning.files import replacing
+from mtkd_lightning.files import write_text
 
 
 def aligned(head: list[str], cells: list[list[str]], left: int) -> list[str]:
@@ -45,9 +45,3 @@ def write_csv(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(table)
     write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ from mtkd_lightning.data.resize import downscale
 from mtkd_lightning.data.sources import picture_store
 from mtkd_lightning.download import fetch
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.files import alone, replacing
+from mtkd_lightning.files import alone, write_json
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +172,7 @@ class Preparation:
             raise MTKDError(f"{path} cannot be read ({error!r}): remove it and run again, it is made anew") from error
 
     def _write_manifest(self) -> None:
-        with replacing(self.root / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(self.manifest, indent=1) + "\n")
+        write_json(self.root / "manifest.json", self.manifest)
 
 
 def _name(picture: Path, folder: Path) -> str:

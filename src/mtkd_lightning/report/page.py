@@ -15,11 +15,12 @@ from markupsafe import Markup
 
 from mtkd_lightning.comparison import LEGEND, Group, grouped, markdown, rows
 from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.files import write_text
 from mtkd_lightning.report.boards import best_seed, board
 from mtkd_lightning.report.curves import read_curves
 from mtkd_lightning.report.windows import read_windows
 from mtkd_lightning.runs import Run, read_runs
-from mtkd_lightning.tables import write_csv, write_text
+from mtkd_lightning.tables import write_csv
 
 log = logging.getLogger(__name__)
 
