@@ -52,6 +52,7 @@ bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of bench
 	$(RUN) benchmarks/wavelet_loss.py
 	$(RUN) benchmarks/dctswin.py
 	$(RUN) benchmarks/report.py
+	$(RUN) benchmarks/export.py
 
 bench-long: $(READY) ## Measure how memory, time and disk grow (hours; 14 GB of disk)
 	$(RUN) benchmarks/memory.py

@@ -142,7 +142,7 @@ def test_an_aggregator_is_no_network_of_its_own(evaluate, finished, benchmarks):
     stem = "tiny_edsr-swinir_x2_dctswin_repaired_tiny"
     result = evaluate(f"weights={stem}", f"data.root={benchmarks}", f"paths.weights={finished / 'weights'}")
     assert result.returncode == 1
-    assert "is an aggregator" in result.stdout
+    assert "is of an aggregator" in result.stdout
 
 
 def test_a_sidecar_cannot_run_code(evaluate, finished, benchmarks, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ from mtkd_lightning.files import file_sha256, replacing, write_json
 
 # How a training is watched, and a path whose file's hash stands beside it: not what the network becomes.
 NOT_IN_HASH = ("validate_every", "checkpoint_every", "init_from")
+
+EMBEDDED = "mtkd_lightning"
+"""Key of a safetensors file's metadata under which lies, as JSON, what a sidecar says."""
 
 
 class OtherConfigurationError(MTKDError):
@@ -65,9 +69,11 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], **re
         MTKDError: a weight is not finite, or the disk is full.
     """
     refuse_broken(tensors, path)
+    # What rebuilds the network, for a file that loses its sidecar; no more, or equal weights would be unequal files.
+    enough = {"config": {key: config[key] for key in ("stage", "scale", "network") if key in config}}
     contiguous = {name: x.detach().to("cpu").contiguous() for name, x in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary)
+        save_file(contiguous, temporary, {EMBEDDED: json.dumps(enough)})
         sha256 = file_sha256(temporary)
     record = {"config_hash": config_hash(config), "sha256": sha256, **record, **provenance(), "config": config}
     write_json(path.with_suffix(".json"), record)
@@ -90,6 +96,13 @@ def find(path: Path, config: Mapping[str, Any]) -> Artifact | None:
         raise MTKDError(f"{sidecar} cannot be read ({error!r}); delete it and {path.name} to make both anew") from error
     refuse_other(path, made_by, config, made)
     return Artifact(path, record)
+
+
+def embedded(path: Path) -> str | None:
+    """What a safetensors file says of itself, as JSON, if it does."""
+    with safe_open(path, "pt") as file:
+        found: str | None = (file.metadata() or {}).get(EMBEDDED)
+    return found
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -70,9 +70,14 @@ def obtain(name: str) -> Path:
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise MTKDError(f"the catalogue of weights has no {name!r}: {hint}It has {', '.join(known)}")
     entry = known[name]
-    path = cache_folder() / "weights" / entry.file
+    path = downloaded(entry)
     fetch(entry.url, path, sha256=entry.sha256)
     return path
+
+
+def downloaded(entry: Entry) -> Path:
+    """Where its file is, once it was downloaded."""
+    return cache_folder() / "weights" / entry.file
 
 
 def cache_folder() -> Path:

@@ -10,7 +10,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -146,8 +145,10 @@ def build(node: DictConfig, **extra: Any) -> Any:
     Raises:
         MTKDError: the values do not fit; the reason is kept, its traceback is logged at DEBUG.
     """
+    from hydra.utils import instantiate  # late: loading a network needs none of it
+
     try:
-        made = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+        made = instantiate(node, _partial_=True, _convert_="all")
         return partial(made, **extra) if node.get("_partial_") else made(**extra)
     except Exception as error:
         cause: BaseException | None = error

@@ -2,15 +2,16 @@
 
 import difflib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtkd_lightning import artifacts, catalogue
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.published import BACKBONES, build_network, read_tensors
+from mtkd_lightning.published import BACKBONES, build_with_arguments, read_tensors
 
 
 @dataclass(frozen=True)
@@ -55,38 +56,70 @@ def locate(text: str, finished: Path) -> Weights:
 
 
 def load(weights: Weights) -> nn.Module:
-    """Build the network that a file belongs to, by its sidecar or by its tensors, and load it.
+    """Build the network that a file belongs to, and load it.
 
     Raises:
         MTKDError: the file cannot be read, or does not tell which network it is.
     """
-    sidecar = weights.path.with_suffix(".json")
-    if weights.path.suffix != ".safetensors" or not sidecar.is_file():
-        return build_network(read_tensors(weights.path), weights.path, **weights.arguments)
+    return read(weights)[0]
+
+
+def read(weights: Weights) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network that a file belongs to, and load it; give what is known of it, too.
+
+    It is known from the file's sidecar, else from its metadata, else from its tensors. ``config`` always has ``scale``
+    and ``network`` (``_target_`` and the arguments).
+
+    Raises:
+        MTKDError: the file cannot be read, or does not tell which network it is.
+    """
+    path, sidecar = weights.path, weights.path.with_suffix(".json")
+    safe = path.suffix == ".safetensors"
+    if safe and sidecar.is_file():
+        record = _parsed(sidecar.read_text(), sidecar, f"; move it away to go by {path.name} alone")
+        return _built(record, sidecar, artifacts.Artifact(path, record).tensors), record
+    tensors = read_tensors(path)
+    if safe and (text := artifacts.embedded(path)) is not None:
+        record = _parsed(text, path, " from its metadata: it is damaged, or of another version")
+        return _built(record, path, lambda: tensors), record
+    network, arguments = build_with_arguments(tensors, path, **weights.arguments)
+    return network, {"config": {"scale": network.scale, "network": {"_target_": name_of(type(network)), **arguments}}}
+
+
+def name_of(kind: type) -> str:
+    """A class by its import path, as configurations have it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _parsed(text: str, source: Path, remedy: str) -> dict[str, Any]:
     try:
-        record = json.loads(sidecar.read_text())
-        config, _ = record["config"], record["sha256"]
-        node = dict(config["network"])
-        target = str(node.pop("_target_"))
+        record: dict[str, Any] = json.loads(text)
+        str(record["config"]["network"]["_target_"])
+        if source.suffix == ".json":
+            str(record["sha256"])
     except (ValueError, KeyError, TypeError) as error:
+        raise MTKDError(f"{source} cannot be read ({error!r}){remedy}") from error
+    return record
+
+
+def _built(record: dict[str, Any], source: Path, tensors: Callable[[], Mapping[str, Tensor]]) -> nn.Module:
+    node = dict(record["config"]["network"])
+    target = str(node.pop("_target_"))
+    if record["config"].get("stage") == "aggregation":
         raise MTKDError(
-            f"{sidecar} cannot be read ({error!r}); move it away to go by the tensors of {weights.path.name} alone"
-        ) from error
-    if config.get("stage") == "aggregation":
-        raise MTKDError(
-            f"{weights.path} is an aggregator, which enlarges nothing without its teachers: it is scored by its own "
+            f"{source} is of an aggregator, which enlarges nothing without its teachers: it is scored by its own "
             "experiment, with stages=[evaluation,report]"
         )
     # Not by Hydra, which would call whatever the file names, in an interpolation too.
-    trusted = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in BACKBONES}
+    trusted = {name_of(kind): kind for kind in BACKBONES}
     if target not in trusted:
         raise MTKDError(
-            f"{sidecar} asks for {target}: what comes with a file of weights may build backbones of this project "
+            f"{source} asks for {target}: what comes with a file of weights may build backbones of this project "
             "alone: anything else could run code. Use it in an experiment, where the configuration names the network."
         )
     try:
         network = trusted[target](**node)
     except TypeError as error:
-        raise MTKDError(f"{sidecar} does not fit {target}: {error}") from error
-    artifacts.load_into(network, artifacts.Artifact(weights.path, record).tensors(), weights.path)
+        raise MTKDError(f"{source} does not fit {target}: {error}") from error
+    artifacts.load_into(network, tensors(), source.with_suffix(".safetensors"))
     return network

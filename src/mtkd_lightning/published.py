@@ -55,7 +55,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def build_network(tensors: Mapping[str, Tensor], source: object, **given: Any) -> Backbone:
-    """Build the network that the tensors belong to, and load them strictly.
+    """`build_with_arguments` without the arguments."""
+    return build_with_arguments(tensors, source, **given)[0]
+
+
+def build_with_arguments(
+    tensors: Mapping[str, Tensor], source: object, **given: Any
+) -> tuple[Backbone, dict[str, Any]]:
+    """Build the network that the tensors belong to, and load them strictly; give its constructor's arguments, too.
 
     Args:
         tensors: state dict of a file.
@@ -95,12 +102,13 @@ def build_network(tensors: Mapping[str, Tensor], source: object, **given: Any) -
                 f"{source} is of the kind {name} ({told}), but its tensors do not tell {key}: give {key}=... too; "
                 f"it is {usual}"
             )
+    arguments = found.arguments | given
     try:
-        network = kind(**{**found.arguments, **given})
+        network = kind(**arguments)
     except MTKDError as error:
         raise MTKDError(f"{source} ({told}): {error}") from error
     load_into(network, found.tensors, source)
-    return network
+    return network, arguments
 
 
 def load_published(network: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:

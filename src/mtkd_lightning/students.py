@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mtkd_lightning.errors import MTKDError
@@ -30,7 +31,8 @@ def write_students(runs: Sequence[Run], folder: Path) -> None:
         }
         target = folder / f"{variant}.safetensors"
         with replacing(target) as temporary:
-            save_file(tensors, temporary)
+            with safe_open(path, "np") as file:
+                save_file(tensors, temporary, file.metadata())
             sha256 = file_sha256(temporary)
         write_json(target.with_suffix(".json"), {**record, "sha256": sha256, "stored_as": "float16"})
 

@@ -96,7 +96,11 @@ class Backbone(nn.Module, ABC):
         return None
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge an image by ``scale``; not clamped."""
+        """Enlarge an image by ``scale``; not clamped.
+
+        Raises:
+            MTKDError: it is no batch of RGB pictures in floating point.
+        """
         return self._run(lr, Keep())
 
     def forward_features(self, lr: Tensor, taps: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,6 +130,11 @@ class Backbone(nn.Module, ABC):
                 raise MTKDError(f"{type(self).__name__} has no tap '{tap}'; it has {known}")
 
     def _run(self, lr: Tensor, keep: Keep) -> Tensor:
+        if lr.ndim != 4 or lr.shape[1] != 3 or not lr.is_floating_point():
+            raise MTKDError(
+                f"{type(self).__name__} takes RGB pictures in 0..1 as floating point (b, 3, h, w), and got {lr.dtype} "
+                f"{tuple(lr.shape)}: lr[None] makes one picture a batch, lr / 255 brings bytes to 0..1"
+            )
         height, width = lr.shape[-2:]
         lr = mirror_pad(lr, self.size_multiple)
         sr = self.reconstruct(keep("deep", self.extract(lr, keep)), lr)
@@ -178,9 +187,24 @@ def mirror_pad(image: Tensor, multiple: int) -> Tensor:
     The edge itself is not repeated (0 1 2 1 0 1 ...), so padding by less than the size is torch's "reflect".
     """
     for side in (-2, -1):
-        if image.shape[side] % multiple:
-            image = image.index_select(side, _mirror_index(image.shape[side], multiple, image.device))
+        size = image.shape[side]
+        # An exported graph serves every size: it has no branch on it.
+        if multiple > 1 and (exporting() or size % multiple):
+            image = mirror_to(image, side, (size + multiple - 1) // multiple * multiple)
     return image
+
+
+def mirror_to(image: Tensor, side: int, size: int) -> Tensor:
+    """Mirror one side, to its end, up to ``size`` pixels."""
+    # As a tensor: the exporter to ONNX takes no remainder of a size.
+    period = torch.full((1,), torch.sym_max(2 * (image.shape[side] - 1), 1), device=image.device)
+    position = torch.arange(size, device=image.device) % period
+    return image.index_select(side, torch.minimum(position, period - position))
+
+
+def exporting() -> bool:
+    """Whether `torch.export` traces this call, for pictures of every size."""
+    return torch.compiler.is_compiling() and torch.compiler.is_exporting()  # the latter is not in torch 2.6
 
 
 def check_scale(network: nn.Module, scale: int) -> None:
@@ -200,12 +224,6 @@ def _bring_mean(shift: MeanShift, state: dict[str, Tensor], prefix: str, *_: Any
         state[name] = shift.mean
     if name in state and state[name].shape == shift.mean.shape:
         shift.register_buffer("mean", shift.mean)
-
-
-def _mirror_index(size: int, multiple: int, device: torch.device) -> Tensor:
-    period = max(2 * (size - 1), 1)
-    position = torch.arange(-(-size // multiple) * multiple, device=device) % period
-    return torch.minimum(position, period - position)
 
 
 def _listing(taps: Iterable[str]) -> str:

@@ -19,7 +19,8 @@ from mtkd_lightning.backbones.base import (
     Published,
     check_scale,
     conv3x3,
-    mirror_pad,
+    exporting,
+    mirror_to,
     uniform_taps,
 )
 from mtkd_lightning.backbones.layouts import count_of, shape_of
@@ -79,8 +80,9 @@ class SMFANetPlus(Backbone):
     def extract(self, lr: Tensor, keep: Keep) -> Tensor:
         """Shallow feature plus what the blocks make of it."""
         height, width = lr.shape[-2:]
-        if min(height, width) < CELL:
-            lr = mirror_pad(lr, CELL)
+        for side in (-2, -1):
+            if exporting() or lr.shape[side] < CELL:
+                lr = mirror_to(lr, side, torch.sym_max(lr.shape[side], CELL))
         # Lengths of pixels and depthwise convolutions are much faster in this layout.
         lr = lr.contiguous(memory_format=torch.channels_last)
         shallow = keep("shallow", self.to_feat(lr))
@@ -129,7 +131,7 @@ class SelfModulation(nn.Module):
         peaks = self.dw_conv(_peaks(x))
         spread = _variance(x)
         gate = F.gelu(self.linear_1(peaks * self.alpha + spread * self.belt))
-        out: Tensor = self.linear_2(x * F.interpolate(gate, (height, width)) + self.lde(detail))
+        out: Tensor = self.linear_2(x * _spread(gate, height, width) + self.lde(detail))
         return out
 
 
@@ -171,10 +173,32 @@ class FeedForward(nn.Module):
 def _peaks(x: Tensor) -> Tensor:
     """Largest value of each channel in each cell; where cells do not fit the sides, they are larger and overlap."""
     height, width = x.shape[-2:]
-    if height % CELL == 0 and width % CELL == 0:
-        # The same as below, in a form that can be exported for pictures of many sizes.
-        return F.max_pool2d(x, CELL)
-    return F.adaptive_max_pool2d(x, (height // CELL, width // CELL))
+    if not exporting():
+        return F.adaptive_max_pool2d(x, (height // CELL, width // CELL))
+    for side in (-2, -1):
+        x = _largest(x, side)
+    return x
+
+
+def _largest(x: Tensor, side: int) -> Tensor:
+    """The largest in each cell along a side, without a branch on its size: a cell has less than 2 CELL pixels."""
+    size = x.shape[side]
+    count = size // CELL
+    cell = torch.arange(count, device=x.device)[:, None]
+    first, last = cell * size // count, ((cell + 1) * size + count - 1) // count - 1
+    pixel = torch.minimum(first + torch.arange(2 * CELL - 1, device=x.device), last)
+    return x.index_select(side, pixel.flatten()).unflatten(side, (count, 2 * CELL - 1)).amax(side)
+
+
+def _spread(gate: Tensor, height: int, width: int) -> Tensor:
+    """Each cell's value to its pixels."""
+    if not exporting():
+        return F.interpolate(gate, (height, width))
+    for side, size in ((-2, height), (-1, width)):
+        count = gate.shape[side]
+        pixel = torch.arange(size, device=gate.device, dtype=torch.float32) * (count / size)
+        gate = gate.index_select(side, pixel.long())
+    return gate
 
 
 def _variance(x: Tensor) -> Tensor:

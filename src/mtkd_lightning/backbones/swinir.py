@@ -275,7 +275,7 @@ class WindowAttention(nn.Module):
         bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2).contiguous()
         if mask is not None:
             bias = bias + mask[:, None]
-        if torch.is_grad_enabled():
+        if bias.requires_grad:
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             weights = (logits.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
             x = weights @ v
