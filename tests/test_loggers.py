@@ -274,7 +274,7 @@ def test_a_killed_training_goes_on_in_its_run(finished, tmp_path, command, kille
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(folder)
-    steps = ("training.distillation.steps=40", "training.distillation.checkpoint_every=5")
+    steps = ("training.distillation.steps=40", "training.distillation.checkpoint_every=7")
     overrides = ("logger=both", "name=killed", "stages=[distillation]", "trainer.log_every_n_steps=5", *steps)
     killed_job(folder, *overrides, when=folder / "runs/killed/last.ckpt")
     before = (folder / "runs/killed/wandb_id").read_text()

@@ -57,7 +57,7 @@ def about(weights: Weights, record: Mapping[str, Any]) -> dict[str, Any]:
         found["aggregator"] = str(merger.get("_target_", UNKNOWN)).rpartition(".")[2]
     metrics = _read_json(run / "metrics.json")
     if metrics.get("of", {}).get("student") == sha256:
-        from mtkd_lightning.report import rows  # late: it draws pictures, too
+        from mtkd_lightning.network_tables import rows
 
         shown = [row for row in rows(metrics) if row["network"] in ("student", "bicubic")]
         found["scores"] = [{key: row[key] for key in ("benchmark", "network", "psnr", "ssim")} for row in shown]

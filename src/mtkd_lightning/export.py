@@ -12,8 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from mtkd_lightning import __version__
 from mtkd_lightning.config import CONF, check_keys
 from mtkd_lightning.errors import MTKDError, reported
-from mtkd_lightning.files import replacing
-from mtkd_lightning.tables import write_text
+from mtkd_lightning.files import replacing, write_text
 
 if TYPE_CHECKING:
     from torch import nn

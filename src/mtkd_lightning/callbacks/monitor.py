@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Monitor(Callback):
     """Logs samples per second and the gradient's norm at the steps that are logged anyway.
 
-    Other steps are left alone: a norm passes over all gradients. Validations do not count as time.
+    Other steps are left alone: a norm passes over all gradients. Validations do not count as time. What was logged up
+    to a checkpoint is on disk with it: a run that goes on from there does not log it again.
 
     Args:
         samples: in one step, of all processes.
@@ -21,10 +22,22 @@ class Monitor(Callback):
         self._since = 0.0
         self._step = 0
         self._paused = 0.0
+        self._behind = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._since, self._step = time.perf_counter(), trainer.global_step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write what is logged, and soon what this very step still logs."""
+        self._write(trainer)
+        self._behind = True
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Write what was logged after a checkpoint at the same step."""
+        if self._behind:
+            self._write(trainer)
+            self._behind = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -45,3 +58,8 @@ class Monitor(Callback):
         self._since, self._step = now, step
         pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
         pl_module.log("train/samples_per_second", rate)
+
+    @staticmethod
+    def _write(trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()
