@@ -49,6 +49,7 @@ bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of bench
 	$(RUN) benchmarks/data_path.py
 	$(RUN) benchmarks/teacher_cache.py
 	$(RUN) benchmarks/evaluation.py $(if $(DATA),data.root=$(DATA))
+	$(RUN) benchmarks/upscale.py
 	$(RUN) benchmarks/wavelet_loss.py
 	$(RUN) benchmarks/dctswin.py
 	$(RUN) benchmarks/report.py

@@ -40,21 +40,15 @@ def run(config: DictConfig) -> None:
             raise MTKDError(f"{key}={config[key]}: it must be a whole number of LR pixels")
     texts = [name for text in _list(config.weights) for name in _at_every_scale(str(text), scales)]
     # Late: an error above should not wait for torch.
-    import torch
-
     from mtkd_lightning.evaluation import Bicubic, evaluate
+    from mtkd_lightning.inference import choose_device
     from mtkd_lightning.network_tables import network_table
     from mtkd_lightning.network_tables import rows as rows_of
     from mtkd_lightning.networks import load, locate
     from mtkd_lightning.teachers.aggregators import Mean
     from mtkd_lightning.teachers.teacher import Ensemble, Teacher
 
-    gpu = torch.cuda.is_available()
-    if config.device not in (None, "cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] * gpu)):
-        raise MTKDError(
-            f"device={config.device}: allowed are cpu" + (", cuda, cuda:0, ..." if gpu else "; there is no GPU")
-        )
-    device = torch.device(config.device or ("cuda" if gpu else "cpu"))
+    device = choose_device(config.device)
     output = Path(config.output).expanduser()
     write_text(output / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     finished = Path(config.paths.weights).expanduser()

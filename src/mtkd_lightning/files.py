@@ -37,8 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if _no_space(error):
             free = shutil.disk_usage(path.parent).free / 2**20
             raise MTKDError(
-                f"no space left to write {path} ({free:.0f} MiB free there): nothing was changed. Free some space, or "
-                "choose another disk with paths.root=..., then run the same command again; it goes on from here."
+                f"no space left to write {path} ({free:.0f} MiB free there): nothing was changed. Free some space "
+                "or choose another disk (paths.root=..., output=...), then run the same command again; it goes on."
             ) from error
         if isinstance(error, OSError):
             raise MTKDError(

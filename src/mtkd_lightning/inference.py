@@ -15,6 +15,18 @@ from mtkd_lightning.teachers.teacher import Ensemble
 GRID = 16
 
 
+def choose_device(text: str | None) -> torch.device:
+    """The device of that name; of none, the GPU if there is one.
+
+    Raises:
+        MTKDError: there is no such device.
+    """
+    gpus = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    if text not in (None, "cpu", *gpus):
+        raise MTKDError(f"device={text}: allowed are cpu" + (", cuda, cuda:0, ..." if gpus else "; there is no GPU"))
+    return torch.device(text or ("cuda" if gpus else "cpu"))
+
+
 class Tiled(nn.Module):
     """A network that sees a large picture in tiles of one size, whose outputs are joined without a seam.
 
@@ -59,14 +71,32 @@ class Tiled(nn.Module):
         Raises:
             MTKDError: the network's output is not ``scale`` times a tile.
         """
-        device = next((weight.device for part in _parts(self.network) for weight in part.parameters()), lr.device)
         height, width = (self.scale * side for side in lr.shape[-2:])
-        sr = torch.zeros(len(lr), 3, height, width, device=lr.device)
+        sr = torch.empty(len(lr), 3, height, width, device=lr.device)
+        bottom = 0
+        for rows in self.rows(lr):
+            top, bottom = bottom, bottom + rows.shape[-2]
+            sr[..., top:bottom, :] = rows
+        return sr
+
+    @torch.no_grad()
+    def rows(self, lr: Tensor) -> Iterator[Tensor]:
+        """Enlarge ``lr`` (b, c, h, w) from top to bottom, in memory for one row of tiles.
+
+        Yields:
+            The next rows (b, 3, n, scale * w) of what `forward` gives; what comes next lies in the same memory.
+
+        Raises:
+            MTKDError: as `forward`.
+        """
+        device = next((weight.device for part in _parts(self.network) for weight in part.parameters()), lr.device)
         columns = list(self._strips(lr.shape[-1]))
-        for top, vertical in self._strips(lr.shape[-2]):
+        strips = list(self._strips(lr.shape[-2]))
+        band = torch.zeros(len(lr), 3, len(strips[0][1]), self.scale * lr.shape[-1], device=lr.device)
+        for (top, vertical), after in zip(strips, [*(top for top, _ in strips[1:]), lr.shape[-2]], strict=True):
             for left, horizontal in columns:
                 tile = lr[..., top : top + self.tile, left : left + self.tile]
-                place = sr[..., self.scale * top :, self.scale * left :][..., : len(vertical), : len(horizontal)]
+                place = band[..., self.scale * left :][..., : len(vertical), : len(horizontal)]
                 out = self.network(tile.to(device).contiguous(memory_format=torch.channels_last))
                 if out.shape != place.shape:
                     raise MTKDError(
@@ -75,7 +105,11 @@ class Tiled(nn.Module):
                     )
                 # Weights of rows and of columns each sum to 1 everywhere, so their products do: nothing to divide by.
                 place += out.to(lr.device, torch.float32) * vertical.to(lr.device)[:, None] * horizontal.to(lr.device)
-        return sr
+            done = self.scale * (after - top)
+            yield band[..., :done, :]
+            if shared := band.shape[-2] - done:
+                band[..., :shared, :] = band[..., done:, :].clone()
+            band[..., shared:, :] = 0
 
     def _strips(self, size: int) -> Iterator[tuple[int, Tensor]]:
         """First LR pixel of each row (or column) of tiles, and the weights of its SR pixels."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.files import replacing
@@ -17,6 +18,7 @@ from mtkd_lightning.files import replacing
 RGB = NDArray[np.uint8]
 DeepRGB = NDArray[np.unsignedinteger[Any]]
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 ALLOWED = "allowed are PNG, JPEG, WebP, TIFF and BMP with 8 or 16 bits per channel"
 WITH_ALPHA = {"P", "PA", "LA", "La", "RGBA", "RGBa"}
@@ -43,7 +45,17 @@ def read_deep_rgb(path: str | Path) -> DeepRGB:
     Raises:
         MTKDError: the file is missing, empty, damaged, too large, or not a picture of an allowed kind.
     """
-    path = Path(path)
+    with decoding(Path(path)) as data:
+        return _decode(data)
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[bytes]:
+    """Give a file's content, and say what is wrong with a picture that cannot be made of it.
+
+    Raises:
+        MTKDError: the file is missing, empty, damaged, too large, or not a picture of an allowed kind.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -51,7 +63,9 @@ def read_deep_rgb(path: str | Path) -> DeepRGB:
     if not data:
         raise MTKDError(f"{path} is an empty file: copy it again or remove it")
     try:
-        return _decode(data)
+        yield data
+    except MTKDError:
+        raise
     except UnidentifiedImageError as error:
         raise MTKDError(f"{path} is not a picture that can be read; {ALLOWED}: convert or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -104,20 +118,30 @@ def _files(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def _decode(data: bytes) -> DeepRGB:
-    with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP")) as image:
-        tags = getattr(image, "tag_v2", {})
-        # How Pillow names the bits of a PNG, "RGB;16B"; it does not say so of every TIFF.
-        deep = 16 in tags.get(TIFF_BITS, ()) or (image.format == "PNG" and ";16" in str(image.tile))
-        mode = image.mode
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        deep, mode = is_deep(image), image.mode
         image.load()
         if deep:
-            if mode == "CMYK" or tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO or tags.get(TIFF_PLANAR) == SEPARATE:
-                raise NotImplementedError("16 bits in CMYK, in separate planes or with white as zero")
             return _decode_deep(data)
         if mode not in WITH_ALPHA | WITHOUT_ALPHA:
             raise NotImplementedError(f"pixels of the kind {mode!r}")
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert("RGBA" if mode in WITH_ALPHA else "RGB"))[..., :3].copy()
+
+
+def is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether a picture, not loaded yet, has 16 bits per channel.
+
+    Raises:
+        NotImplementedError: in a way that OpenCV does not read.
+    """
+    tags = getattr(image, "tag_v2", {})
+    # How Pillow names the bits of a PNG, "RGB;16B"; it does not say so of every TIFF.
+    deep = 16 in tags.get(TIFF_BITS, ()) or (image.format == "PNG" and ";16" in str(image.tile))
+    other = image.mode == "CMYK" or tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO or tags.get(TIFF_PLANAR) == SEPARATE
+    if deep and other:
+        raise NotImplementedError("16 bits in CMYK, in separate planes or with white as zero")
+    return deep
 
 
 def _decode_deep(data: bytes) -> DeepRGB:

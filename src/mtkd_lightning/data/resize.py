@@ -5,22 +5,24 @@ borders, antialiasing or rounding otherwise, and give another PSNR.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtkd_lightning.data.images import RGB
 from mtkd_lightning.errors import MTKDError
 
+Levels = NDArray[Any]
 
-def imresize(image: RGB, height: int, width: int) -> RGB:
-    """Resize uint8 (H, W, C) to (height, width, C): cubic of a = -0.5, antialiased where it shrinks.
+
+def imresize(image: Levels, height: int, width: int) -> Levels:
+    """Resize uint8 or uint16 (H, W, C) to (height, width, C): cubic of a = -0.5, antialiased where it shrinks.
 
     Borders are mirrored. The side that shrinks more goes first, height on a tie, and each of the two passes
-    ends in uint8 (half rounds up).
+    ends in whole levels (half rounds up).
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or min(image.shape) < 1:
-        raise MTKDError(f"got {image.dtype} of shape {image.shape}; imresize takes uint8 (H, W, C)")
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or min(image.shape) < 1:
+        raise MTKDError(f"got {image.dtype} of shape {image.shape}; imresize takes uint8 or uint16 (H, W, C)")
     if height < 1 or width < 1:
         raise MTKDError(f"cannot resize {image.shape[0]}x{image.shape[1]} to {height}x{width}: sides are at least 1")
     rows, columns = image.shape[:2]
@@ -29,7 +31,7 @@ def imresize(image: RGB, height: int, width: int) -> RGB:
     return _resize_rows(_resize_columns(image, width), height)
 
 
-def downscale(hr: RGB, scale: int) -> RGB:
+def downscale(hr: Levels, scale: int) -> Levels:
     """Make LR (H / scale, W / scale, C) of HR, whose sides must be multiples of the scale."""
     rows, columns = hr.shape[:2]
     if scale < 1 or rows % scale or columns % scale:
@@ -40,7 +42,7 @@ def downscale(hr: RGB, scale: int) -> RGB:
     return imresize(hr, rows // scale, columns // scale)
 
 
-def upscale(lr: RGB, scale: int) -> RGB:
+def upscale(lr: Levels, scale: int) -> Levels:
     """Enlarge (h, w, C) to (scale * h, scale * w, C): the bicubic baseline."""
     return imresize(lr, scale * lr.shape[0], scale * lr.shape[1])
 
@@ -53,12 +55,12 @@ def resize_matrix(size: int, length: int) -> NDArray[np.float64]:
     return matrix
 
 
-def _resize_columns(image: RGB, width: int) -> RGB:
+def _resize_columns(image: Levels, width: int) -> Levels:
     turned = np.ascontiguousarray(image.transpose(1, 0, 2))
     return np.ascontiguousarray(_resize_rows(turned, width).transpose(1, 0, 2))
 
 
-def _resize_rows(image: RGB, length: int) -> RGB:
+def _resize_rows(image: Levels, length: int) -> Levels:
     if length == len(image):
         return image
     weights, indices = _contributions(len(image), length)
@@ -67,7 +69,7 @@ def _resize_rows(image: RGB, length: int) -> RGB:
     for weight, index in zip(weights, indices, strict=True):
         total += np.multiply(image[index], weight[:, None, None], out=term)
     total += 0.5
-    return np.floor(total, out=total).clip(0, 255, out=total).astype(np.uint8)
+    return np.floor(total, out=total).clip(0, np.iinfo(image.dtype).max, out=total).astype(image.dtype)
 
 
 @lru_cache(maxsize=64)
