@@ -324,3 +324,14 @@ def test_the_paper_takes_steps_with_its_own_networks(student, dataset, paper):
     changed = [(weights[stem][name] - x).abs().max().item() for name, x in before.items()]
     # Adam's first step is the learning rate, of which the average takes a thousandth.
     assert 1e-9 < max(changed) < 1e-6
+
+
+def test_help_names_every_group_and_choice(monkeypatch, capsys):
+    from mtkd_lightning.__main__ import main
+
+    monkeypatch.setattr("sys.argv", ["mtkd_lightning", "--help"])
+    main()
+    shown = capsys.readouterr().out
+    assert "  trainer: bf16, ddp, default\n" in shown
+    assert "  student/demo: edsr, rcan, swinir\n" in shown
+    assert "$" not in shown

@@ -5,7 +5,7 @@ import sys
 import time
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mtkd_lightning import ranks, sweep
 from mtkd_lightning.config import CONF, check
@@ -17,12 +17,22 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Read the command line, of which `run` does the work."""
-    if not {"--help", "-h"} & set(sys.argv):  # for which Hydra would copy all of them a hundred times
-        register()
-        with reported():
-            sweep.need_plugins(sys.argv)
+    if {"--help", "-h"} & set(sys.argv):
+        sys.stdout.write(usage())
+        return
+    register()
+    with reported():
+        sweep.need_plugins(sys.argv)
     with sweep.summed_up():
         run()
+
+
+def usage() -> str:
+    """What --help shows. Hydra would copy all that it knows for each group, which takes seconds."""
+    folders = sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF})
+    groups = [f"  {x.relative_to(CONF)}: {', '.join(sorted(path.stem for path in x.glob('*.yaml')))}" for x in folders]
+    template: str = OmegaConf.load(CONF / "config.yaml").hydra.help.template
+    return template.replace("$APP_CONFIG_GROUPS", "Groups:\n" + "\n".join(groups) + "\n")
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
