@@ -66,6 +66,7 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("aggregator.num_heads=[3]", "num_heads must divide it"),
         ("trainer.precision=7", "trainer.precision=7: allowed are 32-true, bf16-mixed, 16-mixed"),
         ("trainer.devices=2", "takes trainer=ddp"),
+        ("trainer.strategy=fsdp", "say trainer=ddp"),
         ("trainer.devices=0", "it must be a number from 1 up, or auto"),
         ("+trainer.max_steps=3", "trainer has no key 'max_steps'"),
         ("num_workers=-1", "num_workers=-1: it must be a whole number"),

@@ -110,7 +110,13 @@ def check(config: DictConfig) -> None:
 
 
 def _devices(config: DictConfig) -> int | str:
-    devices, several = config.trainer.devices, config.trainer.strategy != "auto"
+    devices, strategy = config.trainer.devices, config.trainer.strategy
+    if isinstance(strategy, str) and strategy != "auto":
+        raise MTKDError(
+            f"trainer.strategy={strategy}: say trainer=ddp (conf/trainer/ddp.yaml has its options); weights are not "
+            "sharded among devices, for these networks fit on each"
+        )
+    several = strategy != "auto"
     if devices != "auto" and (isinstance(devices, bool) or not isinstance(devices, int) or devices < 1):
         raise MTKDError(f"trainer.devices={devices!r}: it must be a number from 1 up, or auto")
     if devices != 1 and not several:

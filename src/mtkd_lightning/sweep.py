@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mtkd_lightning import ranks
 from mtkd_lightning.errors import Interrupted, MTKDError, Pruned, reported
 from mtkd_lightning.files import write_json, write_text
 from mtkd_lightning.naming import label
@@ -72,6 +73,11 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse what no job could do, and jobs that would write the same student."""
         with reported():
+            if ranks.count() > 1:
+                raise MTKDError(
+                    f"torchrun or srun started {ranks.count()} processes of this sweep: start it once, and say "
+                    "trainer=ddp, with which each job starts processes of its own"
+                )
             jobs = planned(config)
             refuse_collisions(config, jobs)
             folder = _absolute(config.hydra.sweep.dir)
@@ -126,9 +132,11 @@ def job(work: Callable[[DictConfig], float | None], config: DictConfig) -> float
     folder = Path(hydra.runtime.output_dir)
     record: dict[str, Any] = {"job": hydra.job.num, "overrides": overrides_of(hydra), "status": "unfinished"}
     start = time.perf_counter()
+    config.label = label(config.label, record["overrides"])
+    if ranks.rank() > 0:  # of a job that srun started on several devices; the first one keeps the record
+        return work(config)
     with _logged_to(folder / "job.log"):
         try:
-            config.label = label(config.label, record["overrides"])
             record["name"] = str(config.name)
             write_json(folder / "job.json", record)
             before = _student(config)
