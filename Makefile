@@ -44,6 +44,7 @@ format: $(READY) ## Mend style where that can be done by a program
 bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of benchmarks to score on)
 	$(RUN) benchmarks/framework_overhead.py
 	$(RUN) benchmarks/steps.py online
+	$(RUN) benchmarks/ddp.py
 	$(RUN) benchmarks/stage1.py dctswin_repaired_compact dctswin
 	$(RUN) benchmarks/options.py
 	$(RUN) benchmarks/data_path.py
