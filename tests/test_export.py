@@ -116,6 +116,7 @@ def scored(edsr, tmp_path) -> None:
     (run / "metrics.json").write_text(json.dumps(metrics))
 
 
+@pytest.mark.slow
 def test_every_format_by_the_command(edsr, scored, tmp_path):
     command = [sys.executable, "-m", "mtkd_lightning.export", "weights=net", "format=[safetensors,onnx,torch_export]"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -57,7 +57,8 @@ def logged(finished, tmp_path_factory, command):
         proxy.setblocking(False)
         url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         environment = clean(folder / "home", http_proxy=url, https_proxy=url, HTTP_PROXY=url, HTTPS_PROXY=url)
-        overrides = ["logger=both", "seed=0,1", "name=logged_${seed}", "trainer.log_every_n_steps=2"]
+        named = ["name=logged_${seed}", "label=rcan_multi_teacher"]
+        overrides = ["logger=both", "seed=0,1", *named, "trainer.log_every_n_steps=2"]
         stages = "stages=[teachers,aggregation,distillation,evaluation]"
         result = subprocess.run(
             [*command()[:3], "--multirun", *command()[3:], *overrides, stages],
@@ -177,7 +178,14 @@ def test_lineage_leads_from_the_teachers_to_the_student(runs):
 
 def test_nothing_lies_elsewhere_and_little_is_said(logged):
     assert not [path for path in (logged / "home").rglob("*") if "wandb" in str(path.relative_to(logged))]
-    assert {path.name for path in logged.iterdir()} - {"home"} == {"weights", "runs", "cache", "output", "wandb"}
+    assert {path.name for path in logged.iterdir()} - {"home"} == {
+        "weights",
+        "runs",
+        "report",
+        "cache",
+        "output",
+        "wandb",
+    }
     said = [line for line in (logged / "output").read_text().splitlines() if "wandb" in line.lower() or "W&B" in line]
     assert len(said) == 5
     assert all(re.fullmatch(r"W&B: \S+ is kept in \S+; `wandb sync` uploads it\.", line) for line in said)
@@ -268,6 +276,7 @@ def test_the_dashboard_refuses_what_it_cannot_do(tmp_path, logged):
     assert json.loads((tmp_path / "spec.json").read_text())["report"]["spec"]["blocks"]
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_in_its_run(finished, tmp_path, command, killed_job, job, monkeypatch):
     folder = shutil.copytree(finished, tmp_path / "job")
     for name in VARIABLES:

@@ -77,6 +77,7 @@ def test_a_file_that_is_none_of_optunas(tmp_path):
         Storage(str(tmp_path / "search.sqlite"))
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_prunes_and_names_its_jobs(finished, tmp_path, command):
     folder = shutil.copytree(finished, tmp_path / "copy")
     arguments = [

@@ -31,6 +31,8 @@ def sweep(command):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # What runs the tests may ignore Ctrl-C, as what is started with nohup does, and its children with it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
@@ -204,6 +206,7 @@ def test_a_sweep_of_real_jobs_and_the_same_again(finished, tmp_path, sweep):
     assert [row["status"] for row in last_table(folder)] == ["skipped", "ok"]
 
 
+@pytest.mark.slow
 def test_jobs_that_start_together_share_what_they_need(tmp_path, sweep):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     stages = "stages=[teachers,aggregation,distillation]"

@@ -43,7 +43,16 @@ class Artifact:
         return str(self.record["sha256"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Read the weights after checking that they are the ones that were written.
+        """Read the weights.
+
+        Raises:
+            MTKDError: as `verify`.
+        """
+        self.verify()
+        return load_file(self.path)
+
+    def verify(self) -> None:
+        """Check that the weights are the ones that were written.
 
         Raises:
             MTKDError: the file was changed or cut after the sidecar was written.
@@ -53,7 +62,6 @@ class Artifact:
                 f"{self.path} is not the file that {self.path.with_suffix('.json').name} describes (sha256 differs): "
                 "it was changed or cut off. Restore it, or delete both files to make it anew."
             )
-        return load_file(self.path)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -107,6 +107,7 @@ class Maker:
             if (
                 found := ranks.first(self._asked, artifacts.find, path, config, remake=artifacts.put_aside)
             ) is not None:
+                ranks.first(found.verify)
                 log.info("%s: %s is there.", stage, path)
                 return found
             checkpoint = ranks.first(self._asked, resumable, self.runs / stem, config, remake=_delete_checkpoint)
