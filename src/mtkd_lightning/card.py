@@ -1,6 +1,5 @@
 """What is known of a network's making, and the model card that says it. Nothing is said that no record holds."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from omegaconf import OmegaConf
 
 from mtkd_lightning import catalogue
 from mtkd_lightning.catalogue import Entry
-from mtkd_lightning.files import file_sha256
+from mtkd_lightning.files import file_sha256, read_json
 from mtkd_lightning.networks import Weights
 from mtkd_lightning.tables import aligned, escaped
 
@@ -55,7 +54,7 @@ def about(weights: Weights, record: Mapping[str, Any]) -> dict[str, Any]:
         found["teachers"] = [_member(name, str(sha), entries) for name, sha in teacher["members"]]
         merger = teacher.get("aggregator") or {}
         found["aggregator"] = str(merger.get("_target_", UNKNOWN)).rpartition(".")[2]
-    metrics = _read_json(run / "metrics.json")
+    metrics = read_json(run / "metrics.json") or {}
     if metrics.get("of", {}).get("student") == sha256:
         from mtkd_lightning.network_tables import rows
 
@@ -180,14 +179,6 @@ def _training_data(run: Path) -> str:
     except Exception:  # whatever is wrong with a file that a run may have or not
         return UNKNOWN
     return DATA.get(str(target).rpartition(".")[2], "folders of pictures, whose names and licences are not recorded")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(value: object) -> str:

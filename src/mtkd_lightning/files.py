@@ -70,6 +70,15 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Give the mapping that a file holds; None if it is missing, damaged or something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 @contextmanager
 def alone(lock: Path, waiting: str) -> Iterator[None]:
     """Hold a lock file, saying ``waiting`` while another process does; the system lets go of it when a process dies."""

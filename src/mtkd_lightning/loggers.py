@@ -36,6 +36,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mtkd_lightning import ranks
 from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.network_tables import means
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -247,13 +248,7 @@ class Tracker:
 
 def results(metrics: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Of an evaluation's metrics: names and values of the student, and a row per benchmark and network."""
-    rows = []
-    for benchmark in dict.fromkeys(image["benchmark"] for image in metrics["images"]):
-        for network in metrics["networks"]:
-            images = [x for x in metrics["images"] if (x["benchmark"], x["network"]) == (benchmark, network)]
-            if images:
-                scores = {measure: fmean(image[measure] for image in images) for measure in ("psnr", "ssim")}
-                rows.append({"benchmark": benchmark, "network": network, **scores})
+    rows = means(metrics)
     student = [row for row in rows if row["network"] == "student"]
     run, cost = metrics["run"], metrics["networks"]["student"]
     found: dict[str, Any] = {f"cost/{key}": run[key] for key in ("seconds", "steps", "teacher_passes")}

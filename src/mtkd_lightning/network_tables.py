@@ -14,27 +14,36 @@ COSTS = (
 )
 
 
-def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per benchmark and network: means over pictures, and what the network costs."""
+def means(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per benchmark and network: PSNR and SSIM, means over pictures."""
     table = []
     for benchmark in dict.fromkeys(image["benchmark"] for image in metrics["images"]):
-        for network, cost in metrics["networks"].items():
+        for network in metrics["networks"]:
             images = [x for x in metrics["images"] if (x["benchmark"], x["network"]) == (benchmark, network)]
-            if not images:  # made of teachers' pictures, of which there are none for this benchmark
-                continue
-            table.append(
-                {
-                    "benchmark": benchmark,
-                    "network": network,
-                    "scale": metrics["scale"],
-                    "psnr": round(fmean(x["psnr"] for x in images), 3),
-                    "ssim": round(fmean(x["ssim"] for x in images), 4),
-                    "protocol": metrics["protocols"][benchmark],
-                    "parameters": cost["parameters"],
-                    "gflops": None if cost["flops"] is None else round(cost["flops"] / 1e9, 2),
-                    "seconds_per_megapixel": cost["seconds_per_megapixel"] and round(cost["seconds_per_megapixel"], 3),
-                }
-            )
+            if images:  # else it merges teachers' pictures, of which there are none for this benchmark
+                scores = {measure: fmean(image[measure] for image in images) for measure in ("psnr", "ssim")}
+                table.append({"benchmark": benchmark, "network": network, **scores})
+    return table
+
+
+def rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The means, rounded, and what each network costs."""
+    table = []
+    for row in means(metrics):
+        cost = metrics["networks"][row["network"]]
+        table.append(
+            {
+                "benchmark": row["benchmark"],
+                "network": row["network"],
+                "scale": metrics["scale"],
+                "psnr": round(row["psnr"], 3),
+                "ssim": round(row["ssim"], 4),
+                "protocol": metrics["protocols"][row["benchmark"]],
+                "parameters": cost["parameters"],
+                "gflops": None if cost["flops"] is None else round(cost["flops"] / 1e9, 2),
+                "seconds_per_megapixel": cost["seconds_per_megapixel"] and round(cost["seconds_per_megapixel"], 3),
+            }
+        )
     return table
 
 

@@ -1,7 +1,6 @@
 """The stages of the main job. Each leaves a named artefact; one that is there already is verified and skipped."""
 
 import itertools
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.files import alone, write_json
+from mtkd_lightning.files import alone, read_json, write_json
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.loggers import Tracker
 from mtkd_lightning.making import Maker, load, say_progress
@@ -148,24 +147,24 @@ class Pipeline:
         the cache is deleted or the folder is taken elsewhere, at no cost of space.
         """
         arguments: dict[str, Any] = {"benchmarks": self._benchmarks(), "asked": asked, "device": self.maker.device}
-        shared, folder = self._others_scored().with_suffix(""), self.folder / "pictures"
+        shared, folder = self._others_scored()[0].with_suffix(""), self.folder / "pictures"
         pictures.remove(folder)
         if asked:
             pictures.keep(others, folder=shared, given=True, **arguments)
             pictures.keep(student, folder=folder, **arguments)
             pictures.link(shared, folder)
 
-    def _others_scored(self) -> Path:
+    def _others_scored(self) -> tuple[Path, dict[str, Any]]:
+        """Where the scores of all networks but the student are, or will be, and of what they are."""
         of = {key: value for key, value in self._evaluated().items() if key != "student"}
-        return Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json"
+        return Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json", of
 
     def _scores_of_others(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
         """Scores of all networks but the student, measured once for all runs that have the same teachers."""
-        of = {key: value for key, value in self._evaluated().items() if key != "student"}
-        path = self._others_scored()
+        path, of = self._others_scored()
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(path.with_suffix(".lock"), "Another run scores the teachers; waiting for it."):
-            if (known := _read_json(path)) is not None and known.pop("of", None) == of:
+            if (known := read_json(path)) is not None and known.pop("of", None) == of:
                 log.info("evaluation: the teachers' scores are in %s.", path)
                 return known
             scores = evaluation.evaluate(networks, self._benchmarks(), self.scale, self.maker.device)
@@ -192,7 +191,7 @@ class Pipeline:
 
     def _metrics(self) -> dict[str, Any] | None:
         """What the evaluation of exactly these networks and pictures left, if it is there."""
-        metrics = _read_json(self.folder / "metrics.json")
+        metrics = read_json(self.folder / "metrics.json")
         asked = {"of": self._evaluated(), "run": self._run_record(metrics.get("protocols", {}))} if metrics else {}
         return metrics if metrics and all(metrics.get(key) == value for key, value in asked.items()) else None
 
@@ -322,14 +321,6 @@ MEAN = "mean of the teachers"
 def _has_foreign(student: nn.Module, teacher: Teacher | None) -> bool:
     members = getattr(teacher.net, "members", {"": teacher}).values() if teacher else ()
     return any(isinstance(network, Foreign) for network in (student, *(member.net for member in members if member)))
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found
 
 
 def _class(target: str) -> type:

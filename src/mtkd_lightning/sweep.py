@@ -9,12 +9,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 from textwrap import shorten
 from typing import Any
 
@@ -23,9 +22,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mtkd_lightning import ranks
+from mtkd_lightning import network_tables, ranks
 from mtkd_lightning.errors import Interrupted, MTKDError, Pruned, reported
-from mtkd_lightning.files import write_json, write_text
+from mtkd_lightning.files import read_json, write_json, write_text
 from mtkd_lightning.naming import label
 from mtkd_lightning.sweep_plan import chooses, is_search, overrides_of, pin, planned, refuse_collisions, study_name
 from mtkd_lightning.tables import aligned, escaped, write_csv
@@ -206,8 +205,7 @@ def _sum_up(plan: Plan) -> bool:
     """Write and show the table; say whether every job is done."""
     records = {}
     for path in plan.folder.glob("*/job.json"):
-        with suppress(OSError, ValueError):
-            record = json.loads(path.read_text(encoding="utf-8"))
+        if (record := read_json(path)) is not None:
             records[record["job"]] = record
     if not (table := rows(records, plan.jobs)):
         return True
@@ -256,11 +254,8 @@ def _student(config: DictConfig) -> list[int]:
 def _scores(config: DictConfig) -> dict[str, float]:
     """Mean PSNR of the student by benchmark."""
     path = Path(config.paths.runs, config.name, "metrics.json").expanduser()
-    by_benchmark: dict[str, list[float]] = {}
-    for image in json.loads(path.read_text(encoding="utf-8"))["images"]:
-        if image["network"] == "student":
-            by_benchmark.setdefault(image["benchmark"], []).append(image["psnr"])
-    return {benchmark: round(fmean(values), 3) for benchmark, values in by_benchmark.items()}
+    table = network_tables.rows(json.loads(path.read_text(encoding="utf-8")))
+    return {row["benchmark"]: row["psnr"] for row in table if row["network"] == "student"}
 
 
 def _cell(key: str, value: Any) -> str:
