@@ -24,7 +24,7 @@ demo: $(READY) ## Train teachers, their aggregator and a student on seven photog
 	$(RUN) -m mtkd_lightning +experiment=rcan_multi_teacher
 
 test: $(READY) ## Run the tests (minutes)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY) ## Run the tests that train for minutes
 	$(RUN) -m pytest -m slow

@@ -1,17 +1,15 @@
 """The stages of the main job. Each leaves a named artefact; one that is there already is verified and skipped."""
 
-import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import nn
 
-from mtkd_lightning import artifacts, evaluation, pictures, ranks
+from mtkd_lightning import ranks
 from mtkd_lightning.artifacts import Artifact
 from mtkd_lightning.backbones.foreign import Foreign
 from mtkd_lightning.config import STAGES, build, plain
@@ -19,17 +17,14 @@ from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.evaluation import Bicubic
-from mtkd_lightning.files import alone, read_json, write_json
 from mtkd_lightning.lineup import Lineup
-from mtkd_lightning.loggers import Tracker
-from mtkd_lightning.making import Maker, load, say_progress
+from mtkd_lightning.making import Maker, say_progress
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import SSIM_SIDE
 from mtkd_lightning.network_tables import write_tables
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.report.page import write_report
-from mtkd_lightning.teachers.aggregators import Mean
+from mtkd_lightning.scoring import Scoring
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 from mtkd_lightning.training import device_name
 from mtkd_lightning.typing import SRBatch
@@ -118,68 +113,16 @@ class Pipeline:
 
     def evaluation(self) -> None:
         """Score bicubic, every member, their mean, the aggregator and the student on the benchmarks."""
-        asked = pictures.chosen(self._benchmarks(), self.config.report.pictures)
-        kept = pictures.records(self._benchmarks(), asked)
-        record = self._metrics()
-        if record is not None and record.get("pictures") == kept:
-            log.info("evaluation: %s is there.", self.folder / "metrics.json")
-            return
-        networks = self._networks()
-        student = {"student": networks.pop("student")}
-        if record is None:
-            metrics = self._scores_of_others(networks)
-            scores = evaluation.evaluate(student, self._benchmarks(), self.scale, self.maker.device)
-            metrics["networks"] |= scores["networks"]
-            metrics["images"] += scores["images"]
-            record = {"of": self._evaluated(), "run": self._run_record(metrics["protocols"]), **metrics}
-        self._keep_pictures(networks, student, asked)
-        write_json(self.folder / "metrics.json", {**record, "pictures": kept})
-        stem, seed = self.config.name, record["run"]["seed"]
-        with Tracker(self.config, "distillation", stem, seed, self.folder, training=False) as tracker:
-            tracker.scored(record)
-
-    def _keep_pictures(
-        self, others: dict[str, nn.Module], student: dict[str, nn.Module], asked: pictures.Chosen
-    ) -> None:
-        """Keep windows of a few pictures for the report.
-
-        Those of the others are made once, beside their scores. The run's folder gets links to them: it stays whole when
-        the cache is deleted or the folder is taken elsewhere, at no cost of space.
-        """
-        arguments: dict[str, Any] = {"benchmarks": self._benchmarks(), "asked": asked, "device": self.maker.device}
-        shared, folder = self._others_scored()[0].with_suffix(""), self.folder / "pictures"
-        pictures.remove(folder)
-        if asked:
-            pictures.keep(others, folder=shared, given=True, **arguments)
-            pictures.keep(student, folder=folder, **arguments)
-            pictures.link(shared, folder)
-
-    def _others_scored(self) -> tuple[Path, dict[str, Any]]:
-        """Where the scores of all networks but the student are, or will be, and of what they are."""
-        of = {key: value for key, value in self._evaluated().items() if key != "student"}
-        return Path(self.config.paths.cache).expanduser() / "scores" / f"{artifacts.config_hash(of)}.json", of
-
-    def _scores_of_others(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """Scores of all networks but the student, measured once for all runs that have the same teachers."""
-        path, of = self._others_scored()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(path.with_suffix(".lock"), "Another run scores the teachers; waiting for it."):
-            if (known := read_json(path)) is not None and known.pop("of", None) == of:
-                log.info("evaluation: the teachers' scores are in %s.", path)
-                return known
-            scores = evaluation.evaluate(networks, self._benchmarks(), self.scale, self.maker.device)
-            write_json(path, {"of": of, **scores})
-        return scores
+        self._scoring().make()
 
     def report(self) -> None:
         """Write and show this run's table; write the page of all runs."""
-        metrics = self._metrics()
+        scoring = self._scoring()
+        metrics, folder = scoring.found(), scoring.folder
         if metrics is None:
-            raise MTKDError(
-                f"there is no {self.folder / 'metrics.json'} of these networks; add evaluation to stages=[...]"
-            )
-        table = write_tables(metrics, self.folder, self.config.name, self.pictures.note)
-        log.info("\n%s\nTable: %s and results.csv", table, self.folder / "results.md")
+            raise MTKDError(f"there is no {folder / 'metrics.json'} of these networks; add evaluation to stages=[...]")
+        table = write_tables(metrics, folder, self.config.name, self.pictures.note)
+        log.info("\n%s\nTable: %s and results.csv", table, folder / "results.md")
         page = write_report([self.maker.runs], Path(self.config.paths.root).expanduser() / "report")
         log.info("Report: %s", page)
 
@@ -189,55 +132,9 @@ class Pipeline:
             return None
         return float(self._student().record["metrics"]["val/psnr"])
 
-    def _metrics(self) -> dict[str, Any] | None:
-        """What the evaluation of exactly these networks and pictures left, if it is there."""
-        metrics = read_json(self.folder / "metrics.json")
-        asked = {"of": self._evaluated(), "run": self._run_record(metrics.get("protocols", {}))} if metrics else {}
-        return metrics if metrics and all(metrics.get(key) == value for key, value in asked.items()) else None
-
-    def _evaluated(self) -> dict[str, Any]:
-        return {
-            "student": self._student().sha256,
-            "teacher": self.teacher and self.teacher.made_by(),
-            "benchmarks": {
-                name: [pairs.manifest_hash(), *pairs.teacher_hashes()] for name, pairs in self._benchmarks().items()
-            },
-        }
-
-    def _run_record(self, protocols: dict[str, str]) -> dict[str, Any]:
-        """What a comparison needs to know: who this is, what it cost, and what must match for it to be fair."""
-        made = self._student().record
-        of = made["config"]
-        recipe = {key: value for key, value in of["recipe"].items() if key not in ("seed", *artifacts.NOT_IN_HASH)}
-        fairness = {
-            **{key: of[key] for key in ("scale", "data", "init_sha256", "precision", "gradient_clip_val")},
-            "student": of["network"],
-            "recipe": recipe,
-            "protocols": protocols,
-            "benchmarks": {name: pairs.manifest_hash() for name, pairs in self._benchmarks().items()},
-        }
-        return {
-            "name": self.config.name,
-            "variant": self.config.label,
-            "student": self.config.student_name,
-            "method": self.config.method_name,
-            "scale": self.scale,
-            "seed": made["seed"],
-            **{key: made[key] for key in ("steps", "seconds", "teacher_passes", "initial_sha256")},
-            "teacher_pictures": ("kept" if self.learns_from_pictures else "online") if self.teacher else None,
-            "settings": {
-                "method": of["method"],
-                "teacher": self.teacher and {"members": self.teacher.names, "aggregator": self.config.aggregator_name},
-                "teacher_pictures": of["teacher_pictures"],
-            },
-            "fairness": fairness,
-            "fingerprint": artifacts.config_hash(fairness),
-        }
-
-    @property
-    def folder(self) -> Path:
-        """Of this run: curves, metrics, tables, pictures."""
-        return self.maker.runs / str(self.config.name)
+    def _scoring(self) -> Scoring:
+        learns_from = ("kept" if self.learns_from_pictures else "online") if self.teacher else None
+        return Scoring(self.config, self.maker, self.teacher, self._benchmarks(), self._student(), learns_from)
 
     def _introduce(self) -> None:
         log.info("%s on %s. %s", self.config.name, device_name(self.maker.device), self.pictures.note)
@@ -298,24 +195,6 @@ class Pipeline:
         train, validation = map(self.teacher.with_merged, (self.pictures.train, self.pictures.validation))
         merged = replace(self.pictures, train=train, validation=validation)
         return self._method(student, Teacher(GivenPicture())), merged
-
-    def _networks(self) -> dict[str, nn.Module]:
-        networks: dict[str, nn.Module] = {"bicubic": Bicubic(self.scale)}
-        if self.teacher:
-            ensemble = self.teacher.ensemble({name: self.teacher.member(name) for name in self.teacher.names})
-            given = itertools.count()
-            networks |= {
-                f"teacher {name}": member.net if member else GivenPicture(next(given))
-                for name, member in ensemble.members.items()
-            }
-            networks[MEAN] = Ensemble(ensemble.members, Mean(self.scale, len(ensemble.members)))
-            if not isinstance(ensemble.aggregator, Mean):
-                networks[f"aggregator {self.config.aggregator_name}"] = ensemble
-        networks["student"] = load(build(self.config.student), self._student())
-        return networks
-
-
-MEAN = "mean of the teachers"
 
 
 def _has_foreign(student: nn.Module, teacher: Teacher | None) -> bool:
