@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,65 @@ def test_without_their_starter_ranks_end(interrupted):
     while any(map(alive, ranks.values())):
         assert time.monotonic() < deadline, "a rank went on alone"
         time.sleep(0.1)
+
+
+def of_srun(rank: int) -> dict[str, str]:
+    """What SLURM's srun tells one of two processes of a machine."""
+    told = {
+        "PROCID": rank,
+        "LOCALID": rank,
+        "STEP_NUM_TASKS": 2,
+        "STEP_NUM_NODES": 1,
+        "NTASKS": 2,
+        "NTASKS_PER_NODE": 2,
+    }
+    told |= {"NNODES": 1, "NODEID": 0, "NODELIST": "127.0.0.1", "JOB_ID": os.getpid(), "JOB_NAME": "tests"}
+    return os.environ | {f"SLURM_{key}": str(value) for key, value in told.items()}
+
+
+def test_started_by_srun_the_others_tell_of_a_killed_one(tmp_path, command):
+    processes = [
+        subprocess.Popen(
+            command(*SCRATCH, "trainer=ddp", "training.distillation.steps=5000"),
+            cwd=tmp_path,
+            env=of_srun(rank),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        while not (tmp_path / "runs/tiny/last.ckpt").exists():
+            assert [process.poll() for process in processes] == [None, None], processes[0].communicate()[0]
+            time.sleep(0.01)
+        processes[1].kill()
+        said, _ = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 1
+    assert "Error: rank 0 lost another process of the job" in said
+    assert "Traceback" not in said
+
+
+def test_srun_without_a_number_a_node_is_refused(job, tmp_path, monkeypatch):
+    for name, value in of_srun(0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    result = job(tmp_path, "trainer=ddp")
+    assert result.returncode == 1
+    assert "--ntasks-per-node=<GPUs of a node> in place of --ntasks" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("srun"), reason="no SLURM")
+def test_a_job_of_slurm(command, job, tmp_path, alone):
+    launched = ["srun", "--ntasks-per-node=2", *command(*SCRATCH, "trainer=ddp", "trainer.accelerator=cpu")]
+    result = subprocess.run(launched, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_close(tmp_path, alone)
 
 
 def test_scores_are_those_of_one_process_and_the_teacher_is_in_no_bucket(tmp_path, picture):

@@ -38,13 +38,24 @@ def per_node() -> int:
 
 
 def environment() -> "ClusterEnvironment | None":
-    """What tells Lightning the same; None for a single process."""
+    """What tells Lightning the same; None for a single process.
+
+    Raises:
+        MTKDError: srun was not told how many processes a node gets, without which they may be spread unevenly.
+    """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if count() == 1:
         return None
-    return SLURMEnvironment(auto_requeue=False) if _srun() else TorchElasticEnvironment()
+    if not _srun():
+        return TorchElasticEnvironment()
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise MTKDError(
+            f"srun started {count()} processes without --ntasks-per-node; say --nodes=<nodes> --ntasks-per-node=<GPUs "
+            "of a node> in place of --ntasks"
+        )
+    return SLURMEnvironment(auto_requeue=False)
 
 
 @contextmanager
@@ -53,6 +64,9 @@ def joined(gpu: bool) -> Iterator[None]:
 
     Args:
         gpu: whether each has a GPU of its own.
+
+    Raises:
+        MTKDError: another process of the job is lost.
     """
     import torch
     from torch import distributed
@@ -71,7 +85,15 @@ def joined(gpu: bool) -> Iterator[None]:
         world_size=count(),
         timeout=PATIENCE,
     )
-    yield
+    try:
+        yield
+    except RuntimeError as error:  # of no type of its own where it is gloo's
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise MTKDError(
+            f"rank {rank()} lost another process of the job, which ended or was killed before; the same command goes "
+            f"on from the last checkpoint ({error})"
+        ) from error
     # Not after an error, at which the others would stumble before it is told.
     distributed.destroy_process_group()
 
