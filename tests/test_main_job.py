@@ -142,6 +142,13 @@ def test_the_number_of_members_is_configuration(copy, job, members, overrides):
     assert [name for name, _ in record["config"]["members"]] == members
 
 
+@pytest.mark.parametrize("variant", ["dctswin", "online", "x8"])
+def test_aggregators_of_variants_lie_beside_each_other(copy, job, variant):
+    result = job(copy, f"+variant={variant}", "stages=[aggregation]")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list((copy / "weights").glob("*_dctswin_*.safetensors"))) == 2
+
+
 def test_mean_has_nothing_to_learn(copy, job):
     result = job(copy, "aggregator=mean", "name=other")
     assert result.returncode == 0, result.stdout
