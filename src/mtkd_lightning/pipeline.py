@@ -26,7 +26,7 @@ from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.report.page import write_report
 from mtkd_lightning.scoring import Scoring
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
-from mtkd_lightning.training import device_name
+from mtkd_lightning.training import device_name, without_expected_warnings
 from mtkd_lightning.typing import SRBatch
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ class Pipeline:
 
     def _try(self) -> None:
         """Build everything and take a step, all on shapes alone, so that what cannot work ends here."""
-        self.maker.trainer(logger=False)
+        with without_expected_warnings():
+            self.maker.trainer(logger=False)
         if {"evaluation", "report"} & set(self.config.stages):
             self._benchmarks()
         distillation = self.maker.recipes["distillation"]

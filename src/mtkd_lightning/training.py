@@ -3,7 +3,8 @@
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,7 @@ def train(
     data = SRDataModule(pictures, recipe, num_workers)
     if compiled:
         method.student.compile()
-    with warnings.catch_warnings():
-        for pattern in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", pattern)
+    with without_expected_warnings():
         loop = trainer(
             max_steps=recipe.steps,
             val_check_interval=min(recipe.validate_every, recipe.steps),
@@ -161,9 +160,19 @@ EXPECTED_WARNINGS = (
     ".*GPU available but not used.*",
     ".*smaller than the logging interval.*",  # the last step is logged, too
     ".*recommended to use `self.log.'val/.*sync_dist=True.*",  # our metrics gather by themselves
+    ".*The `srun` command is available on your system but is not used.*",  # nor need it be
     ".*`broadcast_buffers` is deprecated.*",  # in favour of a name that older versions of torch do not know
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # between torch and Lightning
 )
+
+
+@contextmanager
+def without_expected_warnings() -> Iterator[None]:
+    """Keep Lightning from warning of what is meant to be so."""
+    with warnings.catch_warnings():
+        for pattern in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", pattern)
+        yield
 
 
 class WholeCheckpoints(TorchCheckpointIO):
