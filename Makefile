@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu lint format bench bench-long doctor wheel clean
+.PHONY: help setup demo test test-slow test-gpu lint format docs bench bench-long doctor wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(READY) ## Mend style where that can be done by a program
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(READY) ## Build the manual into site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
+
 bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of benchmarks to score on)
 	$(RUN) benchmarks/framework_overhead.py
 	$(RUN) benchmarks/steps.py online
@@ -67,4 +70,4 @@ wheel: $(READY) ## Build the wheel into dist/
 	$(RUN) -m pip wheel --quiet --no-deps -w dist .
 
 clean: ## Remove the environment and what tools left; weights, runs and cache stay
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) dist build site .pytest_cache .mypy_cache .ruff_cache
