@@ -114,7 +114,8 @@ def test_every_experiment_with_every_preset(experiment, preset, scale):
     assert config.name == f"{experiment}_{preset}_x{scale}_seed{seed}"
     assert config.student == chosen("student", f"{preset}/{experiment.split('_')[0]}", scale)
     assert config.student.scale == config.data.scale == config.aggregator.scale == scale
-    assert (CONF / "aggregator" / f"{config.aggregator_name.removesuffix('_as_released')}.yaml").is_file()
+    aggregator = re.sub("_(as_released|online|x8)$", "", config.aggregator_name)
+    assert (CONF / "aggregator" / f"{aggregator}.yaml").is_file()
     assert config.teacher.only is None or set(config.teacher.only) < set(config.teacher.members)
 
 

@@ -135,7 +135,7 @@ class Pipeline:
 
     def _scoring(self) -> Scoring:
         learns_from = ("kept" if self.learns_from_pictures else "online") if self.teacher else None
-        return Scoring(self.config, self.maker, self.teacher, self._benchmarks(), self._student(), learns_from)
+        return Scoring(self.config, self.maker, self.teacher, self._benchmarks(), self._student, learns_from)
 
     def _introduce(self) -> None:
         log.info("%s on %s. %s", self.config.name, device_name(self.maker.device), self.pictures.note)

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Scoring:
         maker: of the artefacts.
         teacher: whose members and aggregator are scored; None for a method without.
         benchmarks: pictures by the benchmark's name.
-        student: finished.
+        student: gives it, finished.
         learns_from: ``"kept"`` or ``"online"`` pictures of the teacher; None for a method without.
     """
 
@@ -42,7 +43,7 @@ class Scoring:
         maker: Maker,
         teacher: Lineup | None,
         benchmarks: dict[str, PairedImages],
-        student: Artifact,
+        student: Callable[[], Artifact],
         learns_from: str | None,
     ) -> None:
         self.config = config
@@ -50,9 +51,18 @@ class Scoring:
         self.maker = maker
         self.teacher = teacher
         self.benchmarks = benchmarks
-        self.student = student
+        self._student = student
         self.learns_from = learns_from
         self.folder = maker.runs / str(config.name)
+
+    @cached_property
+    def student(self) -> Artifact:
+        """The finished student.
+
+        Raises:
+            MTKDError: it is not there.
+        """
+        return self._student()
 
     def make(self) -> None:
         """Score what is not scored yet, keep pictures for the report, and tell the loggers."""
