@@ -34,7 +34,11 @@ class SRModule(LightningModule):
 
     def on_train_batch_start(self, batch: SRBatch, batch_idx: int) -> None:
         """Seed the step (ranks differ: their samples do, too)."""
-        torch.manual_seed(hash((self.recipe.seed, batch_idx, self.global_rank)))
+        seed = hash((self.recipe.seed, batch_idx, self.global_rank))
+        torch.default_generator.manual_seed(seed)
+        # Not torch.manual_seed, which notes a stack trace at every call for each kind of device that is not in use.
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def training_step(self, batch: SRBatch, batch_idx: int) -> Tensor:
         """Sum of the terms."""
