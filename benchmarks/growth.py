@@ -94,7 +94,7 @@ LINES: dict[str, tuple[str, Callable[[Any], float], Sequence[Step | Making]]] = 
     ),
     "step, batch": ("patches", lambda x: x.batch, [Step(batch=batch) for batch in (4, 8, 16, 24, 32)]),
     "step, patch": ("LR pixels of a patch", lambda x: x.patch**2, [Step(patch=side) for side in (16, 24, 32, 40, 48)]),
-    "making, pictures": ("pictures of 512x512", lambda x: x.pictures, [Making(count) for count in (1, 2, 4, 8)]),
+    "making, pictures": ("pictures of 512x512", lambda x: x.pictures, [Making(count) for count in (2, 8, 16, 32)]),
     "making, members": ("members", lambda x: x.members, [Making(members=count) for count in (1, 2, 3, 4)]),
     "making, size": (
         "megapixels of a picture",

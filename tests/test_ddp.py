@@ -53,6 +53,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def wait_for_the_end_of(ranks: dict[int, int]) -> None:
+    deadline = time.monotonic() + 30
+    while any(map(alive, ranks.values())):
+        assert time.monotonic() < deadline, "a rank went on alone"
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, job) -> Path:
     """What one process makes."""
@@ -117,7 +124,7 @@ def test_killed_it_goes_on_with_any_number_of_processes(interrupted, job, tmp_pa
         assert process.returncode == 1
         assert "rank 1 of 2 was ended by SIGKILL" in said
         assert "Traceback" not in said
-    assert not any(map(alive, ranks.values()))
+    wait_for_the_end_of(ranks)
     assert not (tmp_path / "weights" / "tiny.safetensors").exists()
 
     result = job(tmp_path, *SCRATCH, *resumed_by)
@@ -132,10 +139,7 @@ def test_killed_it_goes_on_with_any_number_of_processes(interrupted, job, tmp_pa
 def test_without_their_starter_ranks_end(interrupted):
     process, ranks = interrupted
     process.kill()
-    deadline = time.monotonic() + 30
-    while any(map(alive, ranks.values())):
-        assert time.monotonic() < deadline, "a rank went on alone"
-        time.sleep(0.1)
+    wait_for_the_end_of(ranks)
 
 
 def of_srun(rank: int) -> dict[str, str]:
