@@ -1,10 +1,11 @@
 """The worked examples of CONTRIBUTING.md, put where it says, run as it says."""
 
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
+
+from examples import put_examples
 
 ROOT = Path(__file__).parents[1]
 
@@ -12,11 +13,7 @@ ROOT = Path(__file__).parents[1]
 def test_the_worked_examples_run(tmp_path, command):
     for folder in ("src", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    examples = re.findall(r"`((?:src|conf)/[\w/.]+)`:\n\n```\w+\n(.*?)```", text, flags=re.DOTALL)
-    assert len(examples) == 4
-    for path, content in examples:
-        (tmp_path / path).write_text(content)
+    assert put_examples(ROOT / "CONTRIBUTING.md", tmp_path) == 4
     arguments = [
         word for word in command("backbone@student=espcn", "method=charbonnier") if not word.startswith("student.")
     ]

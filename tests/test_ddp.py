@@ -124,6 +124,7 @@ def test_killed_it_goes_on_with_any_number_of_processes(interrupted, job, tmp_pa
         assert process.returncode == 1
         assert "rank 1 of 2 was ended by SIGKILL" in said
         assert "Traceback" not in said
+        assert not any(map(alive, ranks.values()))
     wait_for_the_end_of(ranks)
     assert not (tmp_path / "weights" / "tiny.safetensors").exists()
 

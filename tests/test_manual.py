@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
+from examples import put_examples
 from mtkd_lightning import experiments
 from mtkd_lightning.config import CONF, check, check_keys
 from mtkd_lightning.data.datasets import read_request
@@ -41,7 +42,6 @@ FENCE = re.compile(
     r"^(?:<!-- needs: (?P<needs>[^>]*) -->\n)?(?P<indent> *)```(?P<kind>sh|python)\n(?P<text>.*?)^(?P=indent)```$",
     flags=re.MULTILINE | re.DOTALL,
 )
-EXAMPLE = re.compile(r"`((?:src|conf)/[\w/.]+)`:\n\n```\w+\n(.*?)```", flags=re.DOTALL)
 
 CONFIGS = {"data": "prepare"} | {
     verb: verb for verb in ("evaluate", "compare", "report", "dashboard", "upscale", "export")
@@ -90,13 +90,6 @@ ALL = [piece for page in PAGES for piece in pieces(page)]
 COMMANDS = [piece for piece in ALL if piece.kind == "sh"]
 
 
-def put_examples(folder: Path) -> None:
-    """Put the files that a page shows as worked examples where it says."""
-    for page in PAGES:
-        for path, content in EXAMPLE.findall(page.read_text(encoding="utf-8")):
-            (folder / path).write_text(content)
-
-
 @pytest.fixture(scope="module")
 def conf(tmp_path_factory) -> Iterator[Path]:
     """The configurations, with those of the worked examples."""
@@ -104,7 +97,7 @@ def conf(tmp_path_factory) -> Iterator[Path]:
     shutil.copytree(CONF, folder / "conf")
     (folder / "src/mtkd_lightning/backbones").mkdir(parents=True)
     (folder / "src/mtkd_lightning/methods").mkdir()
-    put_examples(folder)
+    put_examples(ROOT / "CONTRIBUTING.md", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "CONF", folder / "conf")
         experiments.register()
@@ -250,7 +243,7 @@ def prepared(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     code = tmp_path_factory.mktemp("code")
     for folder in ("src", "conf"):
         shutil.copytree(ROOT / folder, code / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    put_examples(code)
+    put_examples(ROOT / "CONTRIBUTING.md", code)
     cut = {"steps": 4, "batch_size": 4, "lr_patch": 8, "validate_every": 4, "checkpoint_every": 2}
     for path in (code / "conf" / "preset").glob("*.yaml"):
         text = re.sub(

@@ -37,8 +37,8 @@ class SRModule(LightningModule):
         seed = hash((self.recipe.seed, batch_idx, self.global_rank))
         torch.default_generator.manual_seed(seed)
         # Not torch.manual_seed, which notes a stack trace at every call for each kind of device that is not in use.
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: SRBatch, batch_idx: int) -> Tensor:
         """Sum of the terms."""
