@@ -47,6 +47,7 @@ docs: $(READY) ## Build the manual into site/; open site/index.html
 bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of benchmarks to score on)
 	$(RUN) benchmarks/framework_overhead.py
 	$(RUN) benchmarks/steps.py online
+	$(RUN) benchmarks/step_profile.py
 	$(RUN) benchmarks/ddp.py
 	$(RUN) benchmarks/stage1.py dctswin_repaired_compact dctswin
 	$(RUN) benchmarks/options.py

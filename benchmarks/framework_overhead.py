@@ -1,15 +1,18 @@
 """What the framework costs: the demo student's training step through Lightning over the same step in plain PyTorch.
 
 Both do the same work on the same batches: the same student, method (MTKD with its three teachers online), optimiser,
-schedule and moving average. They take turns, several times; the medians of their seconds a step and the ratio are
-printed and written to ``framework_overhead.json``.
+schedule and moving average. They take turns step by step, so that whatever else the machine does meets both alike; a
+repeat is a training of its own. The medians of their milliseconds a step and of the ratio of two steps that follow
+each other are printed and written to ``framework_overhead.json``.
 
     python benchmarks/framework_overhead.py [repeats steps]
 """
 
+import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from common import DEVICE, arguments, in_turns, publish, ratio, synchronize
+from common import DEVICE, arguments, publish, seconds, synchronize
 from mtkd_lightning.config import CONF, build
 from mtkd_lightning.data.batches import StepSampler, TrainingBatches
 from mtkd_lightning.data.sources import Pictures
@@ -31,28 +34,24 @@ from mtkd_lightning.training import train
 WARM_UP = 5
 
 
-class Clock(Callback):
-    """Seconds of a step, of all but the first few."""
+class Turns(Callback):
+    """Takes the time of each step, and lets the plain loop make its own after it."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, plain: Iterator[None]) -> None:
+        self.plain = plain
+        self.seconds: list[tuple[float, float]] = []
         self._start = 0.0
-        self.seconds = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the time."""
-        self.note(batch_idx + 1)
-
-    def note(self, done: int) -> None:
-        """Say how many steps are done."""
-        if done == WARM_UP:
-            synchronize()
-            self._start = time.perf_counter()
-        if done == self.steps:
-            synchronize()
-            self.seconds = (time.perf_counter() - self._start) / (done - WARM_UP)
+        """End a step of the framework, which began where the plain one ended."""
+        synchronize()
+        framework = time.perf_counter() - self._start
+        plain = seconds(lambda: next(self.plain))
+        if batch_idx >= WARM_UP:
+            self.seconds.append((framework, plain))
+        self._start = time.perf_counter()
 
 
 def main() -> None:
@@ -73,22 +72,22 @@ def main() -> None:
         HydraConfig.instance().set_config(config)
         pictures = build(config.data)
         recipe: Recipe = build(config.training.distillation)
-        found = in_turns(
-            {
-                "plain": lambda: _plain(_method(config), recipe, pictures),
-                "framework": lambda: _framework(_method(config), recipe, pictures, config, Path(folder)),
-            },
-            repeats,
-        )
+        found = []
+        for repeat in range(repeats):
+            turns = Turns(_plain(_method(config), recipe, pictures))
+            _framework(_method(config), recipe, pictures, config, Path(folder) / str(repeat), turns)
+            found.append(turns.seconds)
+    ratios = [statistics.median(a / b for a, b in pairs) for pairs in found]
+    framework, plain = (statistics.median(x) for x in zip(*itertools.chain(*found), strict=True))
     publish(
         __file__,
         {
             "repeats": repeats,
             "steps": steps,
-            "plain_ms": round(1000 * statistics.median(found["plain"]), 2),
-            "framework_ms": round(1000 * statistics.median(found["framework"]), 2),
-            "ratio_median": round(ratio(found["framework"], found["plain"]), 4),
-            "ratios": [round(b / a, 4) for a, b in zip(found["plain"], found["framework"], strict=True)],
+            "plain_ms": round(1000 * plain, 2),
+            "framework_ms": round(1000 * framework, 2),
+            "ratio_median": round(statistics.median(ratios), 4),
+            "ratios": [round(x, 4) for x in ratios],
         },
     )
 
@@ -101,7 +100,7 @@ def _method(config: Any) -> Method:
     return method
 
 
-def _plain(method: Method, recipe: Recipe, pictures: Pictures) -> float:
+def _plain(method: Method, recipe: Recipe, pictures: Pictures) -> Iterator[None]:
     batches = TrainingBatches(pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed)
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, sampler=StepSampler(0, recipe.steps), pin_memory=DEVICE.type == "cuda"
@@ -113,28 +112,22 @@ def _plain(method: Method, recipe: Recipe, pictures: Pictures) -> float:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.scheduler(step / recipe.steps))
     decay = recipe.ema_decay
     assert decay is not None
-    clock = Clock(recipe.steps)
-    for done, batch in enumerate(loader, start=1):
+    for batch in loader:
         optimizer.zero_grad()
         torch.stack(list(method(on_device(batch, DEVICE)).values())).sum().backward()
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, weights, 1 - decay)
-        clock.note(done)
-    return clock.seconds
+        yield
 
 
-def _framework(method: Method, recipe: Recipe, pictures: Pictures, config: Any, folder: Path) -> float:
-    clock = Clock(recipe.steps)
-
+def _framework(method: Method, recipe: Recipe, pictures: Pictures, config: Any, run: Path, turns: Turns) -> None:
     def trainer(callbacks: list[Callback], **arguments: Any) -> Trainer:
-        made: Trainer = build(config.trainer, callbacks=[*callbacks, clock], **arguments)
+        made: Trainer = build(config.trainer, callbacks=[*callbacks, turns], **arguments)
         return made
 
-    with tempfile.TemporaryDirectory(dir=folder) as run:
-        train(method, recipe, pictures, trainer=trainer, run=Path(run), checkpoint=None, config={}, label="benchmark")
-    return clock.seconds
+    train(method, recipe, pictures, trainer=trainer, run=run, checkpoint=None, config={}, label="benchmark")
 
 
 if __name__ == "__main__":

@@ -35,13 +35,13 @@ def main() -> None:
     made = config("preset=paper", "student=paper/edsr", "method=mtkd")
     with tempfile.TemporaryDirectory() as folder:
         pictures = demo_photographs(SCALE, folder).train
-        kept = {count: _merged(pictures, count, Path(folder) / "teachers") for count in (1, 2, 3, 4)}
+        kept = {count: merged(pictures, count, Path(folder) / "teachers") for count in (1, 2, 3, 4)}
 
         def scratch(workers: int = 0) -> Timing:
             return train(Scratch(build(made.student)), pictures, steps, Loop(workers=workers))
 
         def distil(count: int, workers: int = 0) -> Timing:
-            return train(_method(made, Teacher(GivenPicture())), kept[count], steps, Loop(workers=workers))
+            return train(distillation(made, Teacher(GivenPicture())), kept[count], steps, Loop(workers=workers))
 
         variants: dict[str, Callable[[], Timing]] = {SCRATCH: scratch}
         variants |= {f"mtkd, kept pictures of {count}": partial(distil, count) for count in kept}
@@ -49,7 +49,7 @@ def main() -> None:
         found = in_turns(variants, repeats)
         result = {name: _summary(timings, found[SCRATCH]) for name, timings in found.items()}
         if "online" in words:
-            variants[ONLINE] = lambda: train(_method(made, _teachers(made)), pictures, 1)
+            variants[ONLINE] = lambda: train(distillation(made, Teacher(paper_teachers(made))), pictures, 1)
             found = in_turns({name: variants[name] for name in (SCRATCH, KEPT, ONLINE)}, 2)
             result[ONLINE] = _summary(found[ONLINE], found[SCRATCH]) | {
                 "over_kept": round(_ratio(found[ONLINE], found[KEPT]), 2)
@@ -69,21 +69,24 @@ def _ratio(found: Sequence[Timing], base: Sequence[Timing]) -> float:
     return ratio(*([timing.step for timing in timings] for timings in (found, base)))
 
 
-def _merged(pictures: PairedImages, count: int, folder: Path) -> PairedImages:
+def merged(pictures: PairedImages, count: int, folder: Path) -> PairedImages:
+    """The pictures with a merged one of ``count`` teachers beside each."""
     merger = Ensemble(dict.fromkeys(map(str, range(count))), Mean(SCALE, count))
     cache = TeacherCache(folder, Settings(), f"mean {count}")
     files = cache.make(with_kept(pictures, count, folder), lambda: merger, DEVICE, "mean")
     return pictures.with_files([files])
 
 
-def _method(made: Any, teacher: Teacher) -> Method:
+def distillation(made: Any, teacher: Teacher) -> Method:
+    """The configured method, its student anew."""
     method: Method = build(made.method, student=build(made.student), teacher=teacher)
     return method
 
 
-def _teachers(made: Any) -> Teacher:
+def paper_teachers(made: Any) -> Ensemble:
+    """The configured teachers and their aggregator, random weights."""
     members = {name: Teacher(build(node.backbone)) for name, node in made.teacher.members.items()}
-    return Teacher(Ensemble(members, build(made.aggregator, members=len(members))))
+    return Ensemble(members, build(made.aggregator, members=len(members)))
 
 
 if __name__ == "__main__":
