@@ -61,7 +61,6 @@ def main() -> None:
         config = compose(
             "config",
             [
-                "+experiment=rcan_multi_teacher",
                 f"training.distillation.steps={steps + WARM_UP}",
                 "training.distillation.validate_every=1000000",
                 "training.distillation.checkpoint_every=1000000",

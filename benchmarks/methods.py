@@ -1,0 +1,75 @@
+"""What a step of each method costs beside a step of training the student alone, in the setting of `study=compact_x4`.
+
+The study's small EDSR student, batch, patch and precision; teachers of the compact trio with random weights, on
+photographs of scikit-image. Where the method learns from pictures, bicubic ones are kept in their place, for their
+content costs nothing. The methods take turns, several times; the medians of their milliseconds a step and of the ratios
+to `scratch` are printed and written to ``methods.json``.
+
+    python benchmarks/methods.py [repeats steps]
+"""
+
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from common import Loop, Timing, arguments, config, in_turns, publish, ratio, train
+from mtkd_lightning.config import build
+from mtkd_lightning.data.paired import PairedImages
+from mtkd_lightning.data.sources import demo_photographs
+from mtkd_lightning.methods.base import Method
+from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
+from steps import SCALE, merged
+
+METHODS = ("scratch", "kd", "mtkd", "at", "fakd", "crosskd", "dukd", "mipkd", "kd online", "mtkd online")
+MEMBERS = ("smfanet_plus", "lkdn", "dctlsa")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    (repeats, steps), _ = arguments(5, 10)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = demo_photographs(SCALE, folder).train
+        kept = merged(pictures, 1, Path(folder) / "teachers")
+        found = in_turns({name: partial(_measure, name, pictures, kept, steps) for name in METHODS}, repeats)
+    times = {name: [timing.step for timing in timings] for name, timings in found.items()}
+    publish(
+        __file__,
+        {
+            "repeats": repeats,
+            "steps": steps,
+            "methods": {
+                name: {
+                    "ms": round(1000 * statistics.median(seconds), 1),
+                    "over_scratch": round(ratio(seconds, times["scratch"]), 2),
+                }
+                for name, seconds in times.items()
+            },
+        },
+    )
+
+
+def _measure(name: str, pictures: PairedImages, kept: PairedImages, steps: int) -> Timing:
+    kind, *online = name.split()
+    method, from_pictures = _method(kind, bool(online))
+    return train(method, kept if from_pictures else pictures, steps, Loop(lr_patch=24, bf16=True, warm_up=2))
+
+
+def _method(kind: str, online: bool) -> tuple[Method, bool]:
+    """The method, and whether it learns from kept pictures."""
+    backbones = [f"+backbone@members.{name}={name}" for name in MEMBERS]
+    made = config("preset=compact", "student=compact/edsr", f"method={kind}", *backbones)
+    student = build(made.student)
+    if kind == "scratch":
+        return build(made.method, student=student), False
+    if kind in ("kd", "mtkd") and not online:
+        return build(made.method, student=student, teacher=Teacher(GivenPicture())), True
+    members = {name: Teacher(build(node)) for name, node in made.members.items()}
+    teacher = members[made.teacher.alone]
+    if kind == "mtkd":
+        teacher = Teacher(Ensemble(members, build(made.aggregator, members=len(members))))
+    return build(made.method, student=student, teacher=teacher), False
+
+
+if __name__ == "__main__":
+    main()
