@@ -35,6 +35,7 @@ class Lineup:
     Attributes:
         pictures: of the run, with those that teachers on disk made of them.
         cached: whether teachers' pictures are made once and kept.
+        has_folders: whether members are pictures on disk.
     """
 
     def __init__(self, config: DictConfig, pictures: Pictures, maker: Maker) -> None:
@@ -44,6 +45,7 @@ class Lineup:
         self.cached: bool = config.teacher.cache
         self.settings = Settings(**{field.name: config.teacher[field.name] for field in fields(Settings)})
         folders = [Path(folder).expanduser() for folder in self._folders().values()]
+        self.has_folders = bool(folders)
         self.pictures = pictures.with_teachers(folders) if folders else pictures
         self._seen_better: set[str] = set()
         self._located: dict[str, networks.Weights] = {}

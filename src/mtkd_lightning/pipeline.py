@@ -49,7 +49,10 @@ class Pipeline:
         pictures: Pictures = build(config.data)
         kind = _class(config.method._target_)
         self.teacher = Lineup(config, pictures, self.maker) if getattr(kind, "needs_teacher", True) else None
-        self.learns_from_pictures = bool(config.teacher.cache and getattr(kind, "pictures_suffice", False))
+        suffice = getattr(kind, "pictures_suffice", False)
+        # A batch has room for one kind of pictures: an ensemble that runs needs those of its members that are folders.
+        self.keeps_pictures = bool(self.teacher and self.teacher.cached and (suffice or not self.teacher.has_folders))
+        self.runs_teacher = not (self.keeps_pictures and suffice)
         self.pictures = self.teacher.pictures if self.teacher else pictures
         self._try()
 
@@ -67,7 +70,7 @@ class Pipeline:
             lr = torch.zeros(1, 3, distillation.lr_patch, distillation.lr_patch)
             hr = nn.functional.interpolate(lr, scale_factor=self.scale)
         if not _has_foreign(student, teacher):  # which may look at values
-            pictures = 1 if self.learns_from_pictures else len(self.pictures.train.pairs[0].teachers)
+            pictures = 1 if self.keeps_pictures else len(self.pictures.train.pairs[0].teachers)
             method(SRBatch(lr, hr, [""], hr[:, None].repeat(1, pictures, 1, 1, 1) if pictures else None))
         if text := method.describe():
             log.info("%s", text)
@@ -80,7 +83,7 @@ class Pipeline:
         members = {name: self.teacher.member(name, shape_alone=True) for name in self.teacher.names}
         with torch.device("meta"):
             merger = self.teacher.merger()
-        if self.learns_from_pictures:
+        if not self.runs_teacher:
             return Teacher(GivenPicture())
         return self.teacher.alone(members) or Teacher(Ensemble(members, merger))
 
@@ -134,7 +137,7 @@ class Pipeline:
         return float(self._student().record["metrics"]["val/psnr"])
 
     def _scoring(self) -> Scoring:
-        learns_from = ("kept" if self.learns_from_pictures else "online") if self.teacher else None
+        learns_from = ("kept" if self.keeps_pictures else "online") if self.teacher else None
         return Scoring(self.config, self.maker, self.teacher, self._benchmarks(), self._student, learns_from)
 
     def _introduce(self) -> None:
@@ -179,7 +182,7 @@ class Pipeline:
                 "network": plain(self.config.student),
                 "method": plain(self.config.method),
                 "teacher": self.teacher and self.teacher.made_by(),
-                "teacher_pictures": self.teacher.kept() if self.teacher and self.learns_from_pictures else None,
+                "teacher_pictures": self.teacher.kept() if self.teacher and self.keeps_pictures else None,
             },
             self._taught,
             make=make,
@@ -191,11 +194,12 @@ class Pipeline:
         student = build(self.config.student)  # first: its weights follow from the seed alone
         if self.teacher is None:
             return self._method(student, None), self.pictures
-        if not self.learns_from_pictures:
-            return self._method(student, self.teacher.online()), self.pictures
-        train, validation = map(self.teacher.with_merged, (self.pictures.train, self.pictures.validation))
-        merged = replace(self.pictures, train=train, validation=validation)
-        return self._method(student, Teacher(GivenPicture())), merged
+        pictures = self.pictures
+        if self.keeps_pictures:
+            train, validation = map(self.teacher.with_merged, (pictures.train, pictures.validation))
+            pictures = replace(pictures, train=train, validation=validation)
+        teacher = self.teacher.online() if self.runs_teacher else Teacher(GivenPicture())
+        return self._method(student, teacher), pictures
 
 
 def _has_foreign(student: nn.Module, teacher: Teacher | None) -> bool:

@@ -48,7 +48,8 @@ def make_teacher(kind: str) -> Teacher | None:
         merger = DCTSwin(SCALE, 2, embed_dim=4, depths=[2], num_heads=[2], drop_path_rate=0.5, features=4)
         rcan = RCAN(SCALE, features=6, groups=2, blocks=1, reduction=2)
         return Teacher(Ensemble({"swinir": Teacher(swinir), "rcan": Teacher(rcan)}, merger))
-    return {"network": Teacher(swinir), "given picture": Teacher(GivenPicture()), "none": None}[kind]
+    network, given = Teacher(swinir), Teacher(GivenPicture())
+    return {"network": network, "network, kept picture": network, "given picture": given, "none": None}[kind]
 
 
 def make(name: str, kind: str, weights: dict[str, float] | None = None, seed: int = 1) -> Method:
@@ -73,7 +74,7 @@ def kinds(name: str) -> list[str]:
         pass
     else:
         found.append("ensemble")
-    return [*found, "given picture"] if kind.pictures_suffice else found
+    return [*found, "given picture" if kind.pictures_suffice else "network, kept picture"]
 
 
 CASES = [pytest.param(name, kind, id=f"{name}-{kind}") for name in NAMES for kind in kinds(name)]
@@ -91,7 +92,7 @@ def make_batch(kind: str, device: str = "cpu") -> SRBatch:
         torch.rand(shape, generator=generator, device=device)
         for shape in ((2, 3, 16, 16), (2, 3, 32, 32), (2, 1, 3, 32, 32))
     )
-    return SRBatch(lr, hr, ["a", "b"], given if kind == "given picture" else None)
+    return SRBatch(lr, hr, ["a", "b"], given if "picture" in kind else None)
 
 
 def terms_of(method: Method, batch: SRBatch, seed: int = 7) -> dict[str, Tensor]:
@@ -156,6 +157,17 @@ def test_terms_are_finite_scalars_of_known_names(name, kind, batch):
     assert set(terms) == set(method.terms or {"ground_truth"})
     assert all(value.shape == () and value.dtype == torch.float32 for value in terms.values())
     assert all(value.isfinite() and value > 0 for value in terms.values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "network, kept picture" in kinds(name)])
+def test_the_response_is_to_the_kept_picture(name):
+    """Of whole photographs, the same for all methods, though the teacher runs, too."""
+    batch = make_batch("network, kept picture")
+    method = make(name, "network, kept picture", dict.fromkeys(configured(name).weights, 1.0))
+    expected = (method.student(batch.lr) - batch.teacher_sr[:, 0]).abs().mean().item()
+    assert terms_of(method, batch)["response"].item() == pytest.approx(expected)
+    without = terms_of(method, batch._replace(teacher_sr=None))["response"].item()
+    assert without != pytest.approx(expected, rel=1e-2)
 
 
 @every

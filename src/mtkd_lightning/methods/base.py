@@ -27,7 +27,7 @@ class Method(nn.Module, ABC):
 
     needs_teacher: ClassVar[bool] = True
     pictures_suffice: ClassVar[bool] = False
-    """Whether it only looks at the teacher's pictures, which can be made once."""
+    """Whether it only looks at the teacher's pictures of the batch, so that where they are kept no teacher runs."""
     terms: ClassVar[tuple[str, ...]] = ()
     """Of the loss, those that have a weight."""
 
@@ -68,3 +68,12 @@ class Method(nn.Module, ABC):
         if self.teacher is not None:
             self.teacher.apply_to_tensors(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+def kept_picture(batch: SRBatch) -> Tensor | None:
+    """The part of what the teacher made of the whole photograph, (b, 3, scale * h, scale * w); None where none is kept.
+
+    For a method that runs its teacher, too: of a patch alone the teacher knows no surroundings, and makes a worse
+    picture, so that methods are compared fairly only where all take their response from the same one.
+    """
+    return None if batch.teacher_sr is None else batch.teacher_sr[:, 0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mtkd_lightning.backbones.base import Backbone
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1
-from mtkd_lightning.methods.base import Method
+from mtkd_lightning.methods.base import Method, kept_picture
 from mtkd_lightning.methods.taps import describe_pairs, pair_taps, readable, value_range
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
@@ -65,7 +65,10 @@ class CrossKD(Method):
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
         """Give the terms."""
         sr, own = self.student.forward_features(batch.lr, ["deep"])
-        response, other = self.teacher.features(batch.lr, ["deep"])
+        response = kept_picture(batch)
+        if response is None or self.dual:
+            made, other = self.teacher.features(batch.lr, ["deep"])
+            response = made if response is None else response
         crossing = self.adapter(own["deep"] * self.range_ratio)
         cross = readable("teacher", self.teacher.net).reconstruct(crossing, batch.lr)
         terms = self.weighted(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mtkd_lightning.data.resize import resize_matrix
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1, without_autocast
-from mtkd_lightning.methods.base import Method
+from mtkd_lightning.methods.base import Method, kept_picture
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
 
@@ -91,9 +91,10 @@ class DUKD(Method):
         # One pass of the student, but not of the teacher, whose passes over large batches are slower on a CPU.
         both = self.student(torch.cat([batch.lr, operate(pieces, drawn)]))
         sr, operated = both.split([len(batch.lr), len(pieces)])
+        kept = kept_picture(batch)
         values = {
             "ground_truth": l1(sr, batch.hr),
-            "response": l1(sr, self.teacher(batch.lr)),
+            "response": l1(sr, self.teacher(batch.lr) if kept is None else kept),
             "zoom_in": l1(operate(operated.float(), drawn, undo=True), self.teacher(pieces)),
         }
         if self.weights["zoom_out"] or self.weights["zoom_out_ground_truth"]:

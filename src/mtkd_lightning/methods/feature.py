@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtkd_lightning.backbones.base import Backbone
 from mtkd_lightning.losses.pixel import l1
-from mtkd_lightning.methods.base import Method
+from mtkd_lightning.methods.base import Method, kept_picture
 from mtkd_lightning.methods.taps import Taps, describe_pairs, pair_taps
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
@@ -19,7 +19,7 @@ class FeatureMethod(Method):
 
     Args:
         student: network that learns.
-        teacher: one network, no `Ensemble`; it runs on every batch.
+        teacher: one network, no `Ensemble`; it runs on every batch, for its features.
         weights: of ``response``, ``ground_truth`` and ``feature``.
         taps: relative depths, or pairs {student tap: teacher tap}; see `pair_taps`.
 
@@ -44,10 +44,11 @@ class FeatureMethod(Method):
         """Give ``response``, ``ground_truth`` and ``feature``."""
         own_taps, taught_taps = zip(*self.pairs, strict=True)
         sr, own = self.student.forward_features(batch.lr, own_taps)
-        teacher_sr, taught = self.teacher.features(batch.lr, taught_taps)
+        made, taught = self.teacher.features(batch.lr, taught_taps)
+        kept = kept_picture(batch)
         return self.weighted(
             {
-                "response": l1(sr, teacher_sr),
+                "response": l1(sr, made if kept is None else kept),
                 "ground_truth": l1(sr, batch.hr),
                 "feature": torch.stack([self.distance(own[s], taught[t]) for s, t in self.pairs]).sum(),
             }

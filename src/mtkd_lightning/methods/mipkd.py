@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mtkd_lightning.backbones.base import Backbone, conv3x3
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1
-from mtkd_lightning.methods.base import Method
+from mtkd_lightning.methods.base import Method, kept_picture
 from mtkd_lightning.methods.taps import Taps, describe_pairs, pair_taps, readable, value_range
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
@@ -78,7 +78,9 @@ class MiPKD(Method):
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
         """Give the five terms; those of features are means over the pairs."""
         sr, own = self.student.forward_features(batch.lr, [s for s, _ in self.pairs])
-        response, other = self.teacher.features(batch.lr, [t for _, t in self.pairs])
+        made, other = self.teacher.features(batch.lr, [t for _, t in self.pairs])
+        kept = kept_picture(batch)
+        response = made if kept is None else kept
         targets = [other[t] / self.other_range for _, t in self.pairs]
         mixed = [
             mixer(own[s] / self.own_range, target, self.share)
