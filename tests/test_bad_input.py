@@ -264,6 +264,14 @@ def test_a_loss_that_is_not_finite(refused, tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
+def test_too_little_space_for_the_teachers_pictures_is_said_before_anything_is_trained(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    written = refused()
+    assert "the teachers' pictures need" in written
+    assert "teacher.bits=8" in written
+    assert not (tmp_path / "weights").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system of a chosen size")
 def test_a_full_disk(refused, tmp_path, finished):
     small = tmp_path / "small"

@@ -24,6 +24,7 @@ def copy(finished, tmp_path):
 
 def test_it_introduces_itself_and_its_split(finished):
     output = (finished / "output").read_text()
+    assert output.index("GB will be made in cache/teachers") < output.index("training")
     assert "demonstration, not a benchmark" in output
     assert "train: coffee, rocket, hubble_deep_field, retina" in output
     assert "photographs: astronaut, chelsea" in output
@@ -117,6 +118,19 @@ def test_the_same_command_again_skips_what_is_finished(copy, job):
     assert result.stdout.count("is there.") == 5
     assert "training" not in result.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (copy / "weights").iterdir()}
+
+
+def test_another_student_needs_the_merged_pictures_alone(copy, job):
+    """Those of members, several times as many, can be deleted after stage 1."""
+    folders = sorted((copy / "cache/teachers").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    assert len(folders) == 3
+    for members in folders[:2]:
+        shutil.rmtree(members)
+    result = job(copy, "name=other", "method.weights.ground_truth=0.3", "stages=[distillation]")
+    assert result.returncode == 0, result.stdout
+    assert "making" not in result.stdout
+    assert "Teachers' pictures" not in result.stdout
+    assert (copy / "weights/other.safetensors").exists()
 
 
 def test_one_stage_alone(copy, job):

@@ -103,6 +103,41 @@ def test_the_learning_rate_follows_the_recipe(trained, tmp_path):
     assert curves(tmp_path, "train/learning_rate") == pytest.approx({i: 1e-3 * x for i, x in enumerate(factors)})
 
 
+def test_values_are_read_only_where_they_are_logged(trained, monkeypatch):
+    """On a GPU each reading waits for all work before it."""
+    step, read = 0, set()
+    item = Tensor.item
+
+    class Count(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: SRBatch, batch_idx: int) -> None:
+            nonlocal step
+            step = batch_idx + 1
+
+    def counted(tensor: Tensor) -> Any:
+        read.add(step)
+        return item(tensor)
+
+    def loop(callbacks: list[Callback], **rest: Any) -> Trainer:
+        return trainer(callbacks=[*callbacks, Count()], **{**rest, "log_every_n_steps": 2})
+
+    monkeypatch.setattr(Tensor, "item", counted)
+    fused = partial(torch.optim.Adam, fused=True)  # the others read the number of steps, which lies on the CPU
+    trained(distillation(), loop, validate_every=STEPS, checkpoint_every=STEPS, optimizer=fused)
+    assert read <= {0, 2, 4, STEPS}
+    assert {2, 4} <= read
+
+
+def test_gradients_are_clipped_in_mixed_precision(trained):
+    """Which Lightning refuses to do with the fused optimiser that is the default."""
+    student = network()
+    before = [p.detach().clone() for p in student.parameters()]
+    loop = partial(trainer, precision="bf16-mixed", gradient_clip_val=1e-3)
+    trained(Scratch(student), loop, optimizer=partial(torch.optim.SGD, fused=True), learning_rate=1.0, ema_decay=None)
+    changes = [p.detach() - old for p, old in zip(student.parameters(), before, strict=True)]
+    moved = torch.cat([x.flatten() for x in changes]).norm().item()
+    assert 1e-4 < moved <= STEPS * 1e-3
+
+
 def test_the_loss_is_the_sum_of_the_terms(trained, pictures):
     """One step of gradient descent says what was descended."""
     method = distillation()

@@ -1,6 +1,7 @@
 """The teachers of a run: found, checked, and their pictures made once."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -120,6 +121,9 @@ class Lineup:
         configured = [plain(backbone)] if self._given(name) and backbone else []
         return [name, self.artifact_of(name).sha256, *configured]
 
+    def _cached_by(self, name: str) -> list[Any]:
+        return self._made_by_member(name)[1:]
+
     def made_by(self) -> dict[str, Any]:
         """What decides the ensemble's pictures."""
         aggregator = self.aggregator()
@@ -206,7 +210,6 @@ class Lineup:
 
     def with_members(self, pairs: PairedImages) -> PairedImages:
         """Every member's picture beside each pair, after each member has shown that it is better than bicubic."""
-        self._need_space()
         validation = self._beside(self.pictures.validation)
         for index, name in enumerate(self.names):
             self._refuse_if_weak(name, GivenPicture(index), validation)
@@ -219,21 +222,39 @@ class Lineup:
             [
                 next(given)
                 if name in self._folders()
-                else self._cache(self._made_by_member(name)[1:]).make(
+                else self._cache(self._cached_by(name)).make(
                     bare, partial(self._net, name), self.maker.device, f"teacher {name}", say_progress
                 )
                 for name in self.names
             ]
         )
 
-    def _need_space(self) -> None:
-        """Refuse to begin where the pictures of all members and of their aggregator will not fit."""
+    def need_space(self) -> None:
+        """Say what the pictures that a student still needs will take; what is not trained yet has none.
+
+        Raises:
+            MTKDError: they will not fit.
+        """
         sets = [pairs.with_files([]) for pairs in (self.pictures.train, self.pictures.validation)]
-        members = [self._cache(self._made_by_member(name)[1:]) for name in self.names if name not in self._folders()]
-        missing = sum(cache.missing_bytes(pairs) for cache in members for pairs in sets)
-        if missing and len(self.names) > 1:
-            missing += self._cache(None).missing_bytes(sets[0])
-        need_space(Path(self.config.paths.cache).expanduser(), missing, "the teachers' pictures")
+
+        def missing(made_by: Callable[..., Any], *arguments: str) -> int:
+            try:
+                cache = self._cache(made_by(*arguments))
+            except MTKDError:  # its stage will make it, or say what is wrong
+                cache = self._cache(None)
+            return sum(map(cache.missing_bytes, sets))
+
+        wanted = missing(self.made_by) if self._merges else 0
+        if wanted or not self._merges:
+            wanted += sum(missing(self._cached_by, name) for name in self.names if name not in self._folders())
+        if wanted:
+            folder = Path(self.config.paths.cache).expanduser()
+            need_space(folder, wanted, "the teachers' pictures")
+            log.info("Teachers' pictures: %.3g GB will be made in %s.", wanted / 1e9, folder / "teachers")
+
+    @property
+    def _merges(self) -> bool:
+        return len(self.names) > 1 or not isinstance(self.merger(), Mean)
 
     def _net(self, name: str) -> nn.Module:
         member = self.member(name)
@@ -242,12 +263,12 @@ class Lineup:
 
     def with_merged(self, pairs: PairedImages) -> PairedImages:
         """The ensemble's picture beside each pair."""
-        if len(self.names) == 1 and isinstance(self.merger(), Mean):
+        if not self._merges:
             return self.with_members(pairs)
-        self.with_members(self.pictures.validation)
         cache = self._cache(self.made_by())
         files = cache.files(pairs)
-        if not all(file.exists() for file in files):
+        if not all(file.exists() for file in files):  # those of members are needed for that alone
+            self.with_members(self.pictures.validation)
             ensemble = partial(self.ensemble, dict.fromkeys(self.names))
             label = f"aggregator {self.config.aggregator_name}"
             cache.make(self._beside(pairs), ensemble, self.maker.device, label, say_progress)

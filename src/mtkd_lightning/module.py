@@ -4,16 +4,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from mtkd_lightning import artifacts
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.evaluation import float32_convolutions
-from mtkd_lightning.methods.base import Method
+from mtkd_lightning.methods.base import Method, kept_picture
 from mtkd_lightning.metrics.functional import Protocol
 from mtkd_lightning.metrics.image import ImagePSNR, ImageSSIM
 from mtkd_lightning.recipe import Recipe
-from mtkd_lightning.teachers.teacher import GivenPicture
+from mtkd_lightning.teachers.teacher import Ensemble
 from mtkd_lightning.typing import SRBatch
 
 
@@ -22,12 +23,16 @@ class SRModule(LightningModule):
 
     A step is a pure function of (weights, optimiser state, recipe.seed, step): the batch comes from the step's
     number, and so does every random draw inside it. That is what makes a resumed run equal an uninterrupted one.
+
+    Attributes:
+        shown: terms of the last step that was logged, in this process, by the names in the log.
     """
 
     def __init__(self, method: Method, recipe: Recipe, protocol: Protocol) -> None:
         super().__init__()
         self.method: Method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = recipe
+        self.shown: dict[str, float] = {}
         self.psnr = ImagePSNR(protocol)
         self.ssim = ImageSSIM(protocol)
         self.psnr_to_teacher = ImagePSNR(protocol)
@@ -47,10 +52,11 @@ class SRModule(LightningModule):
         step, part = divmod(batch_idx + 1, self.trainer.accumulate_grad_batches)
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if part == 0 and (step % interval == 0 or step == self.recipe.steps):
-            # Reading a value waits for the device, so not at every step.
-            self._refuse_nan(terms, batch)
-            shown = {f"train/{name}": term.detach() for name, term in terms.items()}
-            self.log_dict(shown, prog_bar=True, sync_dist=True)
+            # Reading a value waits for the device, so not at every step; and not with prog_bar=True, for then Lightning
+            # reads it anew at every step until the next one is logged.
+            self.shown = {f"train/{name}": term.item() for name, term in terms.items()}
+            self._refuse_nan(batch)
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, sync_dist=True)
             self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
@@ -79,6 +85,10 @@ class SRModule(LightningModule):
         """Build the recipe's optimiser over what learns, with its schedule stepped at every update."""
         learns = [p for p in self.parameters() if p.requires_grad]
         optimizer = self.recipe.optimizer(learns, lr=self.recipe.learning_rate)
+        # A fused optimiser unscales gradients inside its step, where they can neither be clipped nor measured.
+        plugin, fused = self.trainer.precision_plugin, optimizer.defaults.get("fused")
+        if fused and isinstance(plugin, MixedPrecision) and (plugin.scaler or self.trainer.gradient_clip_val):
+            optimizer = self.recipe.optimizer(learns, lr=self.recipe.learning_rate, fused=False)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.recipe.scheduler(step / self.recipe.steps)
         )
@@ -91,16 +101,15 @@ class SRModule(LightningModule):
     def _given_by_teacher(self, batch: SRBatch) -> Tensor | None:
         """The picture that the student learns from, where it was made before; running a teacher would cost too much."""
         teacher = self.method.teacher
-        if batch.teacher_sr is None or teacher is None or not isinstance(teacher.net, GivenPicture):
+        if teacher is None or (isinstance(teacher.net, Ensemble) and teacher.net.takes_pictures):
             return None
-        return teacher(batch.lr, batch.teacher_sr)
+        return kept_picture(batch)
 
-    def _refuse_nan(self, terms: dict[str, Tensor], batch: SRBatch) -> None:
-        values = {name: term.item() for name, term in terms.items()}
-        if not all(map(_is_finite, values.values())):
+    def _refuse_nan(self, batch: SRBatch) -> None:
+        if not all(map(_is_finite, self.shown.values())):
             raise MTKDError(
-                f"the loss is not finite at step {self.global_step}: {values}, on {sorted(set(batch.name))}. Lower the "
-                "recipe's learning_rate, give it a warm-up (scheduler.warmup), or use trainer.precision=32-true; a "
+                f"the loss is not finite at step {self.global_step}: {self.shown}, on {sorted(set(batch.name))}. Lower "
+                "the recipe's learning_rate, give it a warm-up (scheduler.warmup), or use trainer.precision=32-true; a "
                 "changed recipe starts anew."
             )
 

@@ -151,6 +151,8 @@ class Pipeline:
             TrainingBatches(
                 self.pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed
             ).prepare(say_progress)
+        if self.teacher and self.keeps_pictures and "distillation" in self.config.stages and not self._has_student():
+            self.teacher.need_space()
         for pairs in (self.pictures.validation, *self.pictures.benchmarks.values()):
             smallest = min(min(size) for size in pairs.prepare(say_progress)) * self.scale
             if smallest < (needed := SSIM_SIDE + 2 * self.scale):
@@ -189,6 +191,12 @@ class Pipeline:
             data=self.pictures.train.manifest_hash(),
             parts=self.teacher.parts if self.teacher else tuple,
         )
+
+    def _has_student(self) -> bool:
+        try:
+            return bool(self._student())
+        except MTKDError:  # there is none, or the stage says what is wrong
+            return False
 
     def _taught(self) -> tuple[Method, Pictures]:
         student = build(self.config.student)  # first: its weights follow from the seed alone

@@ -36,8 +36,8 @@ class Bar(TQDMProgressBar):
         self.train_progress_bar.set_description(self.label)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Leave out the logger's version."""
-        return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
+        """Loss terms and PSNR."""
+        return _shown(trainer, pl_module)
 
 
 class Lines(ProgressBar):
@@ -61,5 +61,11 @@ class Lines(ProgressBar):
         began, first = self._start
         step, steps = trainer.global_step, trainer.max_steps
         left = (time.perf_counter() - began) / max(1, step - first) * (steps - step)
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in trainer.progress_bar_metrics.items())
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in _shown(trainer, pl_module).items())
         log.info("%s: step %d of %d, %s, %d:%02d left", self.label, step, steps, shown, left // 60, left % 60)
+
+
+def _shown(trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    """Loss terms as last logged, and what the last validation found."""
+    terms: dict[str, float] = pl_module.shown  # type: ignore[assignment]
+    return {**terms, **trainer.progress_bar_metrics}

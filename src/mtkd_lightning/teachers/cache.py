@@ -7,6 +7,7 @@ made of whole LR pictures, which give a teacher more context than a patch does, 
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,8 +82,9 @@ class TeacherCache:
 
     def missing_bytes(self, pairs: PairedImages) -> int:
         """What the pictures that are not there yet will take."""
-        missing = [size for size, file in zip(pairs.prepare(), self.files(pairs), strict=True) if not file.exists()]
-        return sum(3 * height * width * pairs.scale**2 * self.settings.bits // 8 for height, width in missing)
+        missing = [index for index, file in enumerate(self.files(pairs)) if not file.exists()]
+        sizes = pairs.prepare() if missing else []
+        return sum(3 * math.prod(sizes[index]) * pairs.scale**2 * self.settings.bits // 8 for index in missing)
 
     def make(
         self,
