@@ -63,6 +63,11 @@ def check(config: DictConfig) -> None:
         _refuse_value("teacher.only", name, tuple(config.teacher.members))
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("teacher.bits", config.teacher.bits, (8, 16))
+    if config.teacher.self_ensemble and not config.teacher.cache:
+        raise MTKDError(
+            "teacher.self_ensemble=true is of pictures that are made once and kept, and teacher.cache=false makes them "
+            "on every batch: leave one of them out"
+        )
     _refuse_unknown("report", config.report, {"pictures"})
     _refuse_value("existing", config.existing, ("stop", "remake"))
     _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))

@@ -111,3 +111,23 @@ def test_upsample_names_and_size(scale, names):
     up = Upsample(scale, 4)
     assert sorted({name.split(".")[0] for name in up.state_dict()}) == names
     assert up(torch.rand(1, 4, 3, 5)).shape == (1, 4, 3 * scale, 5 * scale)
+
+
+def test_compiled_features_too():
+    """`nn.Module.compile` would leave `forward_features` as it is."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    network, lr = Tiny(), torch.rand(1, 3, 8, 8)
+    sr, features = network.forward_features(lr, ["shallow", "deep"])
+    network.compile(backend=backend)
+    compiled, others = network.forward_features(lr, ["shallow", "deep"])
+    assert graphs
+    assert torch.equal(compiled, sr)
+    assert all(torch.equal(others[tap], feature) for tap, feature in features.items())
+    count = len(graphs)
+    assert torch.equal(network(lr), sr)
+    assert len(graphs) > count

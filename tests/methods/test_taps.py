@@ -77,6 +77,16 @@ def test_depths_at_the_ends():
     assert pair_taps(student, teacher, [0.01, 0.99]) == [("block0", "block0"), ("block2", "block5")]
 
 
+def test_depths_that_are_the_same_pair_count_once():
+    assert pair_taps(rcan(2), Teacher(rcan(2)), THIRDS) == [("group0", "group0"), ("deep", "deep")]
+    pairs = pair_taps(rcan(2), Teacher(edsr(3)), THIRDS)
+    assert pairs == [("group0", "block0"), ("group0", "block1"), ("deep", "deep")]
+        ("group0", "block0"),
+        ("group0", "block1"),
+        ("deep", "deep"),
+    ]
+
+
 def test_pairs_are_features_of_one_size():
     student, teacher = edsr(3), Teacher(dctlsa(6))
     lr = torch.rand(1, 3, 9, 7)

@@ -118,6 +118,10 @@ class Backbone(nn.Module, ABC):
         height, width = lr.shape[-2:]
         return sr, {tap: keep.kept[tap][..., :height, :width] for tap in taps}
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """Compile, as ``nn.Module.compile``, what `forward` and `forward_features` both run."""
+        self._run = torch.compile(self._run, *arguments, **options)  # type: ignore[method-assign]
+
     def check_taps(self, taps: Iterable[str]) -> None:
         """Refuse a tap that the network does not have.
 

@@ -39,7 +39,8 @@ def pair_taps(student: nn.Module, teacher: Teacher, taps: Taps) -> list[tuple[st
     if isinstance(taps, Mapping):
         pairs = list(taps.items())
     else:
-        pairs = [(_at_depth(networks[0], depth), _at_depth(networks[1], depth)) for depth in taps]
+        # In short networks two depths may be the same pair, which counts once.
+        pairs = list(dict.fromkeys((_at_depth(networks[0], depth), _at_depth(networks[1], depth)) for depth in taps))
     if not pairs:
         raise MTKDError(
             "method.taps is empty: give relative depths such as [0.33, 0.67, 1.0], or pairs as "
