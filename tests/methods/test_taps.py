@@ -81,10 +81,6 @@ def test_depths_that_are_the_same_pair_count_once():
     assert pair_taps(rcan(2), Teacher(rcan(2)), THIRDS) == [("group0", "group0"), ("deep", "deep")]
     pairs = pair_taps(rcan(2), Teacher(edsr(3)), THIRDS)
     assert pairs == [("group0", "block0"), ("group0", "block1"), ("deep", "deep")]
-        ("group0", "block0"),
-        ("group0", "block1"),
-        ("deep", "deep"),
-    ]
 
 
 def test_pairs_are_features_of_one_size():
