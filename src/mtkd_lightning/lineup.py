@@ -104,6 +104,14 @@ class Lineup:
             parts=self._members,
         )
 
+    def is_trained(self) -> bool:
+        """Say whether there is nothing left to train in it."""
+        try:
+            self.made_by()
+        except MTKDError:  # its stage will make what is missing, or say what is wrong
+            return False
+        return True
+
     def parts(self) -> list[tuple[str, Artifact]]:
         """The (type, network) of the ensemble: members in their order, and the aggregator if it was trained."""
         aggregator = self.aggregator()

@@ -101,10 +101,11 @@ class Pipeline:
                 self.teacher.artifact_of(name, make=True)
 
     def cache(self) -> None:
-        """Make the members' pictures ahead of the stages that would make them when they need them."""
+        """Make the members' pictures, and the merged ones once stage 1 is done, ahead of the stages that need them."""
         if self.teacher and self.teacher.cached:
+            make = self.teacher.with_merged if self.teacher.is_trained() else self.teacher.with_members
             for pairs in (self.pictures.train, self.pictures.validation):
-                self.teacher.with_members(pairs)
+                make(pairs)
 
     def aggregation(self) -> None:
         """Stage 1: train the aggregator on the frozen members' pictures."""

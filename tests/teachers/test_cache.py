@@ -189,11 +189,18 @@ def test_kept_and_online_are_two_experiments(finished, tmp_path, job):
 
 
 def test_the_cache_alone(finished, tmp_path, job):
+    """Pictures of the members, and the merged ones where the aggregator is there."""
     folder = shutil.copytree(finished, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in (folder / "cache/teachers").rglob("*.npy")}
+    assert len(before) == 3 * 5
     shutil.rmtree(folder / "cache" / "teachers")
-    result = job(folder, "stages=[cache]")
-    assert result.returncode == 0, result.stdout
+    (aggregator,) = (folder / "weights").glob("*_dctswin_repaired_tiny.json")
+    aggregator.rename(tmp_path / "aside")
+    assert job(folder, "stages=[cache]").returncode == 0
     assert len(list((folder / "cache/teachers").rglob("*.npy"))) == 2 * 5
+    (tmp_path / "aside").rename(aggregator)
+    assert job(folder, "stages=[cache]").returncode == 0
+    assert before == {path: path.read_bytes() for path in (folder / "cache/teachers").rglob("*.npy")}
 
 
 SHARE = """

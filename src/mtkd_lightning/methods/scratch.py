@@ -1,6 +1,8 @@
 """Plain supervised training, the twin that every distilled student is compared with; it also trains the teachers."""
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from mtkd_lightning.losses.pixel import l1
 from mtkd_lightning.methods.base import Method
@@ -8,10 +10,19 @@ from mtkd_lightning.typing import SRBatch
 
 
 class Scratch(Method):
-    """L1 to the ground truth."""
+    """Distance to the ground truth.
+
+    Args:
+        student: network that learns.
+        loss: ``(sr, hr) -> scalar``, L1 by default.
+    """
 
     needs_teacher = False
 
+    def __init__(self, student: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] = l1) -> None:
+        super().__init__(student)
+        self.loss = loss
+
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
         """Give ``ground_truth``."""
-        return {"ground_truth": l1(self.enlarge(batch), batch.hr)}
+        return {"ground_truth": self.loss(self.enlarge(batch), batch.hr)}

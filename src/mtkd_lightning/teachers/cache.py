@@ -185,10 +185,13 @@ def _claim(file: Path, wait: bool) -> Iterator[bool]:
     """Hold the right to make a file, or say that another process has it."""
     lock = FileLock(file.with_suffix(".lock"))
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=0)
     except Timeout:
-        yield False
-        return
+        if not wait:
+            yield False
+            return
+        log.info("Another process makes %s; waiting for it.", file)
+        lock.acquire()
     try:
         yield True
     finally:
