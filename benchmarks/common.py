@@ -1,9 +1,12 @@
 """What the benchmarks share: turns and medians, a training loop in plain PyTorch, memory, and where results go."""
 
+import itertools
 import json
 import multiprocessing
+import os
 import platform
 import re
+import shutil
 import statistics
 import sys
 import threading
@@ -11,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -32,6 +36,9 @@ from mtkd_lightning.typing import SRBatch, floats
 K = TypeVar("K")
 T = TypeVar("T")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TURN = 20 if DEVICE.type == "cuda" else 1
+"""Steps of a turn. One on a CPU, whose speed changes within seconds. On a GPU several, for the device is waited for at
+the ends of a turn: around every step, that would hide whether a training keeps the device busy."""
 
 
 def arguments(*defaults: int) -> tuple[list[int], list[str]]:
@@ -46,12 +53,14 @@ def config(*overrides: str) -> Any:
         return compose("config", ["data.root=unused", *overrides])
 
 
-def in_turns(variants: Mapping[K, Callable[[], T]], repeats: int) -> dict[K, list[T]]:
-    """Call one after the other, several times."""
+def in_turns(variants: Mapping[K, Callable[[], T]], repeats: int, at_least: float = 0.0) -> dict[K, list[T]]:
+    """Call one after the other, several times and until so many seconds have passed."""
     found: dict[K, list[T]] = {name: [] for name in variants}
-    for _ in range(repeats):
+    start = time.perf_counter()
+    while repeats > 0 or time.perf_counter() - start < at_least:
         for name, run in variants.items():
             found[name].append(run())
+        repeats -= 1
     return found
 
 
@@ -75,17 +84,22 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def publish(script: str, result: Mapping[str, Any]) -> None:
-    """Print what was measured, and write it beside the script."""
-    text = json.dumps({"machine": machine(), **result}, indent=1)
+def compiles() -> bool:
+    """Whether `torch.compile` finds what it needs."""
+    return DEVICE.type == "cuda" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
+def publish(script: str, result: Mapping[str, Any], device: str = DEVICE.type) -> None:
+    """Print what was measured on the device, and write it beside the script."""
+    text = json.dumps({"machine": machine(device), **result}, indent=1)
     print(text)
     Path(script).with_suffix(".json").write_text(text + "\n")
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """What decides figures, but for the processor's name."""
     name = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    return f"{torch.cuda.get_device_name()}, {name}" if DEVICE.type == "cuda" else name
+    return f"{torch.cuda.get_device_name()}, {name}" if device == "cuda" else name
 
 
 def with_kept(pictures: PairedImages, count: int, folder: Path) -> PairedImages:
@@ -115,7 +129,6 @@ class Loop:
     average: str | None = "foreach"  # or for-loop; of the weights, with decay 0.999
     compiled: bool = False
     parts: int = 1  # in which a batch goes through the networks, one after the other
-    warm_up: int = 1  # steps that are not counted
 
 
 class Timing(NamedTuple):
@@ -123,50 +136,91 @@ class Timing(NamedTuple):
 
     step: float
     waiting: float
-    warm_up: float
+    warm_up: float = 0.0
 
 
-def train(method: Method, pictures: PairedImages, steps: int, loop: Loop = Loop()) -> Timing:
-    """Train in plain PyTorch. On a GPU the share of waiting is an upper bound: it is still busy meanwhile."""
+Timings = list[list[Timing]]  # of each repeat, its turns
+
+
+def training(method: Method, pictures: PairedImages, loop: Loop = Loop()) -> Iterator[float]:
+    """Train in plain PyTorch: each `next` makes a step, and gives the seconds until its batch was there."""
     torch.manual_seed(0)
-    began = time.perf_counter()
     layout = torch.channels_last if loop.channels_last else torch.contiguous_format
     method.to(device=DEVICE, memory_format=layout).train()  # type: ignore[call-overload]
     if loop.compiled:
-        torch.compiler.reset()
         method.student.compile()
-    batches = TrainingBatches(pictures, batch_size=loop.batch_size, lr_patch=loop.lr_patch, seed=0)
-    loader: Iterator[SRBatch] = iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=StepSampler(0, steps + loop.warm_up),
-            num_workers=loop.workers,
-            pin_memory=DEVICE.type == "cuda",
-        )
+    loader: DataLoader[SRBatch] = DataLoader(
+        TrainingBatches(pictures, batch_size=loop.batch_size, lr_patch=loop.lr_patch, seed=0),
+        batch_size=None,
+        sampler=StepSampler(0, sys.maxsize),
+        num_workers=loop.workers,
+        pin_memory=DEVICE.type == "cuda",
     )
     weights: list[Tensor] = [weight for weight in method.parameters() if weight.requires_grad]
     optimizer = adam(weights, loop.adam)
     average = [weight.detach().clone() for weight in weights]
-    waited = start = 0.0
-    for step in range(steps + loop.warm_up):
-        if step == loop.warm_up:
-            synchronize()
-            waited, start = 0.0, time.perf_counter()
-        before = time.perf_counter()
-        batch = next(loader)
-        waited += time.perf_counter() - before
+    before = time.perf_counter()
+    for batch in loader:
+        waited = time.perf_counter() - before
         optimizer.zero_grad()
-        for part in _parts(batch, loop):
+        for part in parts(batch, loop):
             with torch.autocast(DEVICE.type, torch.bfloat16, enabled=loop.bf16):
                 terms = method(part)
             (torch.stack(list(terms.values())).sum() / loop.parts).backward()
         optimizer.step()
         if loop.average is not None:
             move(average, weights, loop.average)
-    synchronize()
-    total = time.perf_counter() - start
-    return Timing(total / steps, waited / total, start - began)
+        yield waited
+        before = time.perf_counter()
+
+
+def advance(running: Iterator[float], steps: int = TURN) -> Timing:
+    """Go on with a training. On a GPU the share of waiting is an upper bound: it is still busy meanwhile."""
+    waited: list[float] = []
+    took = seconds(lambda: waited.extend(itertools.islice(running, steps)))
+    return Timing(took / steps, sum(waited) / took)
+
+
+def train(method: Method, pictures: PairedImages, steps: int, loop: Loop = Loop()) -> Timing:
+    """Steps of a training that follow a first one."""
+    running = training(method, pictures, loop)
+    next(running)
+    return advance(running, steps)
+
+
+def train_in_turns(
+    variants: Mapping[K, Callable[[], Iterator[float]]], repeats: int, turns: int, warm_up: int = 1
+) -> dict[K, Timings]:
+    """Let trainings take turns, so that whatever else the machine does meets all alike; each repeat starts anew.
+
+    While others have their turn, workers make no more than the few batches that they keep ready.
+    """
+    found: dict[K, Timings] = {name: [] for name in variants}
+    for _ in range(repeats):
+        torch.compiler.reset()
+        running = {name: start() for name, start in variants.items()}
+        before = {name: seconds(partial(advance, each, warm_up)) for name, each in running.items()}
+        for name, took in in_turns({name: partial(advance, each) for name, each in running.items()}, turns).items():
+            found[name].append([timing._replace(warm_up=before[name]) for timing in took])
+    return found
+
+
+def over(name: str, found: Timings, base: Timings) -> dict[str, Any]:
+    """A step over one of the base in the same round: the median of the repeats' medians, and their range."""
+    ratios = [ratio(*([timing.step for timing in turns] for turns in both)) for both in zip(found, base, strict=True)]
+    return {
+        f"over_{name}": round(statistics.median(ratios), 4),
+        f"over_{name}_range": [round(min(ratios), 4), round(max(ratios), 4)],
+    }
+
+
+def summary(name: str, found: Timings, base: Timings) -> dict[str, Any]:
+    """Medians of all turns, and the ratio to the base, which is called ``name``."""
+    return {
+        "seconds": round(statistics.median(timing.step for timing in itertools.chain(*found)), 4),
+        "waiting_for_data": round(statistics.median(timing.waiting for timing in itertools.chain(*found)), 4),
+        **over(name, found, base),
+    }
 
 
 def adam(weights: list[Tensor], kind: str) -> torch.optim.Adam:
@@ -184,7 +238,8 @@ def move(average: list[Tensor], weights: list[Tensor], kind: str) -> None:
             mean.lerp_(weight, 1e-3)
 
 
-def _parts(batch: SRBatch, loop: Loop) -> Iterator[SRBatch]:
+def parts(batch: SRBatch, loop: Loop) -> Iterator[SRBatch]:
+    """The parts of a batch, on the device as floats."""
     size = loop.batch_size // loop.parts
     for first in range(0, loop.batch_size, size):
         lr, hr, teacher_sr = (

@@ -1,11 +1,12 @@
 """What the framework costs: the demo student's training step through Lightning over the same step in plain PyTorch.
 
-Both do the same work on the same batches: the same student, method (MTKD with its three teachers online), optimiser,
-schedule and moving average. They take turns step by step, so that whatever else the machine does meets both alike; a
-repeat is a training of its own. The medians of their milliseconds a step and of the ratio of two steps that follow
-each other are printed and written to ``framework_overhead.json``.
+Both do the same work on the same batches: the same student, method (MTKD with kept pictures, bicubic ones, for their
+content costs nothing), optimiser, schedule and moving average. They take turns step by step (on a GPU in blocks of
+steps), so that whatever else the machine does meets both alike; a repeat is a training of its own. The medians of their
+milliseconds a step and of the ratio of two turns that follow each other, and the range of the repeats' medians, are
+printed and written to ``framework_overhead.json``.
 
-    python benchmarks/framework_overhead.py [repeats steps]
+    python benchmarks/framework_overhead.py [repeats turns]
 """
 
 import itertools
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +23,47 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from common import DEVICE, arguments, publish, seconds, synchronize
+from common import DEVICE, TURN, Loop, Timing, Timings, advance, arguments, over, parts, publish, synchronize
 from mtkd_lightning.config import CONF, build
 from mtkd_lightning.data.batches import StepSampler, TrainingBatches
 from mtkd_lightning.data.sources import Pictures
-from mtkd_lightning.evaluation import on_device
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.recipe import Recipe
-from mtkd_lightning.teachers.teacher import Ensemble, Teacher
+from mtkd_lightning.teachers.teacher import GivenPicture, Teacher
 from mtkd_lightning.training import train
+from steps import distillation, merged
 
-WARM_UP = 5
+WARM_UP = 5  # turns
 
 
 class Turns(Callback):
-    """Takes the time of each step, and lets the plain loop make its own after it."""
+    """Takes the time of each turn, and lets the plain loop have its own after it."""
 
-    def __init__(self, plain: Iterator[None]) -> None:
-        self.plain = plain
-        self.seconds: list[tuple[float, float]] = []
+    def __init__(self, plain: Iterator[float]) -> None:
+        self.timings: list[tuple[Timing, Timing]] = []
+        self._plain = plain
         self._start = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a step of the framework, which began where the plain one ended."""
+        """End a turn of the framework, which began where the plain one ended."""
+        if (batch_idx + 1) % TURN:
+            return
         synchronize()
-        framework = time.perf_counter() - self._start
-        plain = seconds(lambda: next(self.plain))
-        if batch_idx >= WARM_UP:
-            self.seconds.append((framework, plain))
+        framework = Timing((time.perf_counter() - self._start) / TURN, 0.0)
+        self.timings.append((framework, advance(self._plain)))
         self._start = time.perf_counter()
 
 
 def main() -> None:
     """Measure, print and write."""
-    (repeats, steps), _ = arguments(5, 50)
+    (repeats, turns), _ = arguments(5, 50)
     with initialize_config_dir(str(CONF), version_base="1.3"), tempfile.TemporaryDirectory() as folder:
         config = compose(
             "config",
             [
-                f"training.distillation.steps={steps + WARM_UP}",
+                f"training.distillation.steps={(turns + WARM_UP) * TURN}",
                 "training.distillation.validate_every=1000000",
                 "training.distillation.checkpoint_every=1000000",
                 f"trainer.accelerator={'gpu' if DEVICE.type == 'cuda' else 'cpu'}",
@@ -69,37 +71,37 @@ def main() -> None:
             return_hydra_config=True,
         )
         HydraConfig.instance().set_config(config)
-        pictures = build(config.data)
+        found: Pictures = build(config.data)
+        pictures = replace(found, train=merged(found.train, 1, Path(folder) / "teachers"))
         recipe: Recipe = build(config.training.distillation)
-        found = []
+        timings = []
         for repeat in range(repeats):
-            turns = Turns(_plain(_method(config), recipe, pictures))
-            _framework(_method(config), recipe, pictures, config, Path(folder) / str(repeat), turns)
-            found.append(turns.seconds)
-    ratios = [statistics.median(a / b for a, b in pairs) for pairs in found]
-    framework, plain = (statistics.median(x) for x in zip(*itertools.chain(*found), strict=True))
+            both = Turns(_plain(_method(config), recipe, pictures))
+            _framework(_method(config), recipe, pictures, config, Path(folder) / str(repeat), both)
+            timings.append(list(zip(*both.timings[WARM_UP:], strict=True)))
+    framework, plain = (list(each) for each in zip(*timings, strict=True))
     publish(
         __file__,
         {
             "repeats": repeats,
-            "steps": steps,
-            "plain_ms": round(1000 * plain, 2),
-            "framework_ms": round(1000 * framework, 2),
-            "ratio_median": round(statistics.median(ratios), 4),
-            "ratios": [round(x, 4) for x in ratios],
+            "turns": turns,
+            "plain_ms": _milliseconds(plain),
+            "framework_ms": _milliseconds(framework),
+            **over("plain", framework, plain),
         },
     )
 
 
+def _milliseconds(timings: Timings) -> float:
+    return round(1000 * statistics.median(timing.step for timing in itertools.chain(*timings)), 2)
+
+
 def _method(config: Any) -> Method:
     seed_everything(0, verbose=False)
-    members = {name: Teacher(build(node.backbone)) for name, node in config.teacher.members.items()}
-    ensemble = Ensemble(members, build(config.aggregator, members=len(members)))
-    method: Method = build(config.method, student=build(config.student), teacher=Teacher(ensemble))
-    return method
+    return distillation(config, Teacher(GivenPicture()))
 
 
-def _plain(method: Method, recipe: Recipe, pictures: Pictures) -> Iterator[None]:
+def _plain(method: Method, recipe: Recipe, pictures: Pictures) -> Iterator[float]:
     batches = TrainingBatches(pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed)
     loader = torch.utils.data.DataLoader(
         batches, batch_size=None, sampler=StepSampler(0, recipe.steps), pin_memory=DEVICE.type == "cuda"
@@ -113,12 +115,13 @@ def _plain(method: Method, recipe: Recipe, pictures: Pictures) -> Iterator[None]
     assert decay is not None
     for batch in loader:
         optimizer.zero_grad()
-        torch.stack(list(method(on_device(batch, DEVICE)).values())).sum().backward()
+        (batch,) = parts(batch, Loop(recipe.batch_size))
+        torch.stack(list(method(batch).values())).sum().backward()
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             torch._foreach_lerp_(average, weights, 1 - decay)
-        yield
+        yield 0.0
 
 
 def _framework(method: Method, recipe: Recipe, pictures: Pictures, config: Any, run: Path, turns: Turns) -> None:

@@ -2,18 +2,19 @@
 
 The study's small EDSR student, batch, patch and precision; teachers of the compact trio with random weights, on
 photographs of scikit-image. Where the method learns from pictures, bicubic ones are kept in their place, for their
-content costs nothing. The methods take turns, several times; the medians of their milliseconds a step and of the ratios
-to `scratch` are printed and written to ``methods.json``.
+content costs nothing. The methods take turns step by step (on a GPU in blocks of steps), a repeat is trainings of
+their own; the medians of their seconds a step and of the ratios to `scratch`, and the range of the repeats' medians,
+are printed and written to ``methods.json``.
 
-    python benchmarks/methods.py [repeats steps]
+    python benchmarks/methods.py [repeats turns]
 """
 
-import statistics
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from common import Loop, Timing, arguments, config, in_turns, publish, ratio, train
+from common import Loop, arguments, config, publish, summary, train_in_turns, training
 from mtkd_lightning.config import build
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import demo_photographs
@@ -27,32 +28,20 @@ MEMBERS = ("smfanet_plus", "lkdn", "dctlsa")
 
 def main() -> None:
     """Measure, print and write."""
-    (repeats, steps), _ = arguments(5, 10)
+    (repeats, turns), _ = arguments(5, 10)
     with tempfile.TemporaryDirectory() as folder:
         pictures = demo_photographs(SCALE, folder).train
         kept = merged(pictures, 1, Path(folder) / "teachers")
-        found = in_turns({name: partial(_measure, name, pictures, kept, steps) for name in METHODS}, repeats)
-    times = {name: [timing.step for timing in timings] for name, timings in found.items()}
-    publish(
-        __file__,
-        {
-            "repeats": repeats,
-            "steps": steps,
-            "methods": {
-                name: {
-                    "ms": round(1000 * statistics.median(seconds), 1),
-                    "over_scratch": round(ratio(seconds, times["scratch"]), 2),
-                }
-                for name, seconds in times.items()
-            },
-        },
-    )
+        variants = {name: partial(_training, name, pictures, kept) for name in METHODS}
+        found = train_in_turns(variants, repeats, turns, warm_up=2)
+    result = {name: summary("scratch", timings, found["scratch"]) for name, timings in found.items()}
+    publish(__file__, {"repeats": repeats, "turns": turns, "methods": result})
 
 
-def _measure(name: str, pictures: PairedImages, kept: PairedImages, steps: int) -> Timing:
+def _training(name: str, pictures: PairedImages, kept: PairedImages) -> Iterator[float]:
     kind, *online = name.split()
     method, from_pictures = _method(kind, bool(online))
-    return train(method, kept if from_pictures else pictures, steps, Loop(lr_patch=24, bf16=True, warm_up=2))
+    return training(method, kept if from_pictures else pictures, Loop(lr_patch=24, bf16=True))
 
 
 def _method(kind: str, online: bool) -> tuple[Method, bool]:

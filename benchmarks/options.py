@@ -2,20 +2,20 @@
 
 A student is trained alone on photographs of scikit-image at x4, LR patch 32, batch 16. The defaults: float32,
 channels_last, fused Adam, an average of the weights moved by one call for all tensors, no compilation, no workers, the
-batch in one part. The variants take turns, several times; the medians of their seconds a step and of the ratios to the
-default are printed and written to ``options.json``, also those of the update alone for Adam and the average, which are
-a small part of a step. Seconds that compilation takes (its first turn; the others find its files) are apart.
+batch in one part. The variants take turns step by step (on a GPU in blocks of steps), a repeat is trainings of their
+own; the medians of their seconds a step and of the ratios to the default, and the range of the repeats' medians, are
+printed and written to ``options.json``, also those of the update alone for Adam and the average, which are a small part
+of a step. Seconds that compilation takes (in the first repeat; the others find its files) are apart.
 
-    python benchmarks/options.py [repeats steps] [student ...]
+    python benchmarks/options.py [repeats turns] [student ...]
 
 Students are those of conf/student: by default paper/edsr (EDSR-baseline) and demo/edsr, of 32 features and 8 blocks.
 """
 
 import os
-import shutil
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,14 +23,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import DEVICE, Loop, Timing, adam, arguments, config, in_turns, move, publish, ratio, seconds, train
+from common import (
+    DEVICE,
+    Loop,
+    Timings,
+    adam,
+    arguments,
+    compiles,
+    config,
+    in_turns,
+    move,
+    publish,
+    seconds,
+    summary,
+    train_in_turns,
+    training,
+)
 from mtkd_lightning.config import build
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import demo_photographs
 from mtkd_lightning.methods.scratch import Scratch
 
 SCALE = 4
-DEFAULT = Loop(warm_up=2)
+DEFAULT = Loop()
 OPTIONS = {
     "channels_last off": replace(DEFAULT, channels_last=False),
     "bf16 autocast": replace(DEFAULT, bf16=True),
@@ -51,47 +66,41 @@ COMPILED = {
 
 def main() -> None:
     """Measure, print and write."""
-    (repeats, steps), students = arguments(5, 5)
-    compiles = DEVICE.type == "cuda" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
-    loops = {"default": DEFAULT, **OPTIONS, **(COMPILED if compiles else {})}
+    (repeats, turns), students = arguments(5, 5)
+    loops = {"default": DEFAULT, **OPTIONS, **(COMPILED if compiles() else {})}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # empty, so that the first compilation is a whole one
         pictures = demo_photographs(SCALE, folder).train
         result = {
-            name: _measure(config("preset=cpu", f"student={name}").student, pictures, loops, repeats, steps)
+            name: _measure(config("preset=cpu", f"student={name}").student, pictures, loops, repeats, turns)
             for name in students or ("paper/edsr", "demo/edsr")
         }
     publish(
         __file__,
         {
             "repeats": repeats,
-            "steps": steps,
-            "compiler": "there" if compiles else "no compiler",
+            "turns": turns,
+            "compiler": "there" if compiles() else "no compiler",
             "students": result,
         },
     )
 
 
-def _measure(student: Any, pictures: PairedImages, loops: dict[str, Loop], repeats: int, steps: int) -> dict[str, Any]:
-    def run(loop: Loop) -> Timing:
-        return train(Scratch(build(student)), pictures, steps, loop)
+def _measure(student: Any, pictures: PairedImages, loops: dict[str, Loop], repeats: int, turns: int) -> dict[str, Any]:
+    def start(loop: Loop) -> Iterator[float]:
+        return training(Scratch(build(student)), pictures, loop)
 
-    found = in_turns({name: partial(run, loop) for name, loop in loops.items()}, repeats)
+    found = train_in_turns({name: partial(start, loop) for name, loop in loops.items()}, repeats, turns, warm_up=2)
     return {
         "variants": {name: _summary(timings, found["default"], loops[name]) for name, timings in found.items()},
         "update_ms": _updates(student, repeats),
     }
 
 
-def _summary(timings: list[Timing], default: list[Timing], loop: Loop) -> dict[str, float]:
-    step = [timing.step for timing in timings]
-    summary = {
-        "seconds": round(statistics.median(step), 4),
-        "over_default": round(ratio(step, [timing.step for timing in default]), 4),
-        "samples_per_second": round(loop.batch_size / statistics.median(step), 1),
-        "waiting_for_data": round(statistics.median(timing.waiting for timing in timings), 4),
-    }
-    return summary | ({"warm_up_seconds": round(timings[0].warm_up, 1)} if loop.compiled else {})
+def _summary(timings: Timings, default: Timings, loop: Loop) -> dict[str, Any]:
+    found = summary("default", timings, default)
+    found["samples_per_second"] = round(loop.batch_size / found["seconds"], 1)
+    return found | ({"warm_up_seconds": round(timings[0][0].warm_up, 1)} if loop.compiled else {})
 
 
 def _updates(student: Any, repeats: int) -> dict[str, float]:

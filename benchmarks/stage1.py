@@ -2,22 +2,24 @@
 
 The step: a batch with kept pictures of three members, at x4, LR patch 32, batch 8 (preset=cpu), the L1 of what the
 aggregator makes of them, backward, Adam. Beside it the aggregator's forward and backward alone, on members' pictures
-that lie on the device as floats, with a gradient that is given, and Adam. They take turns, several times; the medians
-of their seconds and of the ratio are printed and written to ``stage1.json``.
+that lie on the device as floats, with a gradient that is given, and Adam. They take turns step by step (on a GPU in
+blocks of steps), a repeat is trainings of their own; the medians of their seconds and of the ratio, and the range of
+the repeats' medians, are printed and written to ``stage1.json``.
 
-    python benchmarks/stage1.py [repeats steps] [aggregator ...]
+    python benchmarks/stage1.py [repeats turns] [aggregator ...]
 
 Aggregators are those of conf/aggregator: ``dctswin`` is the paper's, by default it is ``dctswin_repaired_compact``.
 """
 
-import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from common import DEVICE, Loop, adam, arguments, config, in_turns, publish, ratio, seconds, train, with_kept
+from common import DEVICE, Loop, adam, arguments, config, publish, summary, train_in_turns, training, with_kept
 from mtkd_lightning.config import build
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import demo_photographs
@@ -30,26 +32,20 @@ LOOP = Loop(BATCH, LR_PATCH, average=None)
 
 def main() -> None:
     """Measure, print and write."""
-    (repeats, steps), names = arguments(7, 5)
+    (repeats, turns), names = arguments(5, 8)
     with tempfile.TemporaryDirectory() as folder:
         pictures = with_kept(demo_photographs(SCALE, folder).train, MEMBERS, Path(folder) / "teachers")
-        result = {name: _compare(name, pictures, repeats, steps) for name in names or ["dctswin_repaired_compact"]}
-    publish(__file__, {"repeats": repeats, "steps": steps, "aggregators": result})
+        result = {name: _compare(name, pictures, repeats, turns) for name in names or ["dctswin_repaired_compact"]}
+    publish(__file__, {"repeats": repeats, "turns": turns, "aggregators": result})
 
 
-def _compare(name: str, pictures: PairedImages, repeats: int, steps: int) -> dict[str, float]:
-    found = in_turns(
-        {
-            "step": lambda: train(_stage1(_aggregator(name)), pictures, steps, LOOP).step,
-            "alone": lambda: _alone(_aggregator(name), steps),
-        },
-        repeats,
-    )
-    return {
-        "step_seconds": round(statistics.median(found["step"]), 4),
-        "aggregator_alone_seconds": round(statistics.median(found["alone"]), 4),
-        "ratio": round(ratio(found["step"], found["alone"]), 4),
+def _compare(name: str, pictures: PairedImages, repeats: int, turns: int) -> dict[str, Any]:
+    variants = {
+        "step": lambda: training(_stage1(_aggregator(name)), pictures, LOOP),
+        "alone": lambda: _alone(_aggregator(name)),
     }
+    found = train_in_turns(variants, repeats, turns)
+    return {name: summary("alone", timings, found["alone"]) for name, timings in found.items()}
 
 
 def _aggregator(name: str) -> nn.Module:
@@ -61,22 +57,18 @@ def _stage1(aggregator: nn.Module) -> Aggregation:
     return Aggregation(Ensemble(dict.fromkeys("abc"), aggregator))
 
 
-def _alone(aggregator: nn.Module, steps: int) -> float:
+def _alone(aggregator: nn.Module) -> Iterator[float]:
     torch.manual_seed(0)
     side = SCALE * LR_PATCH
     pictures = torch.rand(BATCH, MEMBERS, 3, side, side, device=DEVICE)
     gradient = torch.full((BATCH, 3, side, side), 1 / (BATCH * 3 * side**2), device=DEVICE)  # of a mean
     aggregator.to(device=DEVICE, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = adam(list(aggregator.parameters()), LOOP.adam)
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            aggregator(pictures).backward(gradient)
-            optimizer.step()
-
-    run(LOOP.warm_up)
-    return seconds(lambda: run(steps)) / steps
+    while True:
+        optimizer.zero_grad()
+        aggregator(pictures).backward(gradient)
+        optimizer.step()
+        yield 0.0
 
 
 if __name__ == "__main__":

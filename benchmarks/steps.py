@@ -1,21 +1,21 @@
 """What a step of distillation costs beside a step of training the student alone, and where the rest goes.
 
-EDSR-baseline student at x4, LR patch 32, batch 16, Adam, photographs of scikit-image; the variants take turns, and
-the medians of their ratios to the scratch step are printed and written to ``steps.json``. Kept pictures are
+EDSR-baseline student at x4, LR patch 32, batch 16, Adam, photographs of scikit-image; the variants take turns step by
+step (on a GPU in blocks of steps), a repeat is trainings of their own. Medians of their seconds and of their ratios to
+the scratch step, and the range of the repeats' medians, are printed and written to ``steps.json``. Kept pictures are
 bicubic ones (their content costs nothing); ``online`` runs the paper's three teachers, random weights, on every batch,
-for a step in each of two turns.
+for a turn in each of two repeats.
 
-    python benchmarks/steps.py [repeats steps] [online]
+    python benchmarks/steps.py [repeats turns] [online]
 """
 
-import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import DEVICE, Loop, Timing, arguments, config, in_turns, publish, ratio, train, with_kept
+from common import DEVICE, Loop, arguments, config, over, publish, summary, train_in_turns, training, with_kept
 from mtkd_lightning.config import build
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import demo_photographs
@@ -31,42 +31,29 @@ SCRATCH, KEPT, ONLINE = "scratch", "mtkd, kept pictures of 3", "mtkd, the paper'
 
 def main() -> None:
     """Measure, print and write."""
-    (repeats, steps), words = arguments(5, 6)
+    (repeats, turns), words = arguments(4, 4)
     made = config("preset=paper", "student=paper/edsr", "method=mtkd")
     with tempfile.TemporaryDirectory() as folder:
         pictures = demo_photographs(SCALE, folder).train
         kept = {count: merged(pictures, count, Path(folder) / "teachers") for count in (1, 2, 3, 4)}
 
-        def scratch(workers: int = 0) -> Timing:
-            return train(Scratch(build(made.student)), pictures, steps, Loop(workers=workers))
+        def scratch(workers: int = 0) -> Iterator[float]:
+            return training(Scratch(build(made.student)), pictures, Loop(workers=workers))
 
-        def distil(count: int, workers: int = 0) -> Timing:
-            return train(distillation(made, Teacher(GivenPicture())), kept[count], steps, Loop(workers=workers))
+        def distil(count: int, workers: int = 0) -> Iterator[float]:
+            return training(distillation(made, Teacher(GivenPicture())), kept[count], Loop(workers=workers))
 
-        variants: dict[str, Callable[[], Timing]] = {SCRATCH: scratch}
+        variants: dict[str, Callable[[], Iterator[float]]] = {SCRATCH: scratch}
         variants |= {f"mtkd, kept pictures of {count}": partial(distil, count) for count in kept}
         variants |= {f"{SCRATCH}, 2 workers": partial(scratch, 2), f"{KEPT}, 2 workers": partial(distil, 3, 2)}
-        found = in_turns(variants, repeats)
-        result = {name: _summary(timings, found[SCRATCH]) for name, timings in found.items()}
+        found = train_in_turns(variants, repeats, turns)
+        result = {name: summary("scratch", timings, found[SCRATCH]) for name, timings in found.items()}
         if "online" in words:
-            variants[ONLINE] = lambda: train(distillation(made, Teacher(paper_teachers(made))), pictures, 1)
-            found = in_turns({name: variants[name] for name in (SCRATCH, KEPT, ONLINE)}, 2)
-            result[ONLINE] = _summary(found[ONLINE], found[SCRATCH]) | {
-                "over_kept": round(_ratio(found[ONLINE], found[KEPT]), 2)
-            }
-    publish(__file__, {"repeats": repeats, "steps": steps, "variants": result})
-
-
-def _summary(timings: Sequence[Timing], scratch: Sequence[Timing]) -> dict[str, float]:
-    return {
-        "seconds": round(statistics.median(timing.step for timing in timings), 4),
-        "over_scratch": round(_ratio(timings, scratch), 4),
-        "waiting_for_data": round(statistics.median(timing.waiting for timing in timings), 4),
-    }
-
-
-def _ratio(found: Sequence[Timing], base: Sequence[Timing]) -> float:
-    return ratio(*([timing.step for timing in timings] for timings in (found, base)))
+            variants[ONLINE] = lambda: training(distillation(made, Teacher(paper_teachers(made))), pictures)
+            found = train_in_turns({name: variants[name] for name in (SCRATCH, KEPT, ONLINE)}, 2, 1)
+            result[ONLINE] = summary("scratch", found[ONLINE], found[SCRATCH])
+            result[ONLINE] |= over("kept", found[ONLINE], found[KEPT])
+    publish(__file__, {"repeats": repeats, "turns": turns, "variants": result})
 
 
 def merged(pictures: PairedImages, count: int, folder: Path) -> PairedImages:
