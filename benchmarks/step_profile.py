@@ -1,19 +1,21 @@
 """Where the time of a step goes: with the teachers run on every batch, and with their pictures kept.
 
-The steps of `steps.py`; of each, one that follows a first one is timed part by part. Milliseconds are printed and
-written to ``step_profile.json``.
+The steps of `steps.py`; those that follow a first one are timed part by part, with the device waited for between parts.
+Medians of their milliseconds are printed and written to ``step_profile.json``.
 
-    python benchmarks/step_profile.py
+    python benchmarks/step_profile.py [steps with kept pictures] [steps online]
 """
 
+import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from common import config, publish, synchronize, train
+from common import arguments, config, publish, synchronize, training
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import demo_photographs
 from mtkd_lightning.methods.base import Method
@@ -23,6 +25,7 @@ from steps import SCALE, distillation, merged, paper_teachers
 
 def main() -> None:
     """Measure, print and write."""
+    (of_kept, of_online), _ = arguments(5, 2)
     made = config("preset=paper", "student=paper/edsr", "method=mtkd")
     ensemble = paper_teachers(made)
     with tempfile.TemporaryDirectory() as folder:
@@ -33,39 +36,45 @@ def main() -> None:
         publish(
             __file__,
             {
-                "online": _profile(distillation(made, Teacher(ensemble)), pictures, online),
-                "kept": _profile(distillation(made, Teacher(GivenPicture())), kept, {}),
+                "online": _profile(distillation(made, Teacher(ensemble)), pictures, online, of_online),
+                "kept": _profile(distillation(made, Teacher(GivenPicture())), kept, {}, of_kept),
             },
         )
 
 
-def _profile(method: Method, pictures: PairedImages, networks: dict[str, nn.Module]) -> dict[str, float]:
-    took: dict[str, float] = {}  # of the last call of each
-    for name, module in {**networks, "student, forward": method.student, "all forward": method}.items():
-        _take_time(name, module, took)
-    timing = train(method, pictures, steps=1)
-    forward = took.pop("all forward")
-    parts = {
-        "reading the batch": timing.step * timing.waiting,
-        **took,
-        "losses": forward - sum(took.values()),
-        "backward, Adam and average": timing.step * (1 - timing.waiting) - forward,
-        "whole step": timing.step,
+def _profile(method: Method, pictures: PairedImages, networks: dict[str, nn.Module], steps: int) -> dict[str, float]:
+    times: dict[str, float] = {}  # of the last beginning and end of each
+    networks = networks | {"student, forward": method.student}
+    for name, module in {**networks, "all forward": method}.items():
+        module.register_forward_pre_hook(lambda *_, name=name: _mark(times, f"{name} begins"))
+        module.register_forward_hook(lambda *_, name=name: _mark(times, f"{name} ends"))
+    hook = register_optimizer_step_pre_hook(lambda *_: _mark(times, "update begins"))
+    running = training(method, pictures)
+    next(running)
+    found = [_step(running, times, networks) for _ in range(steps)]
+    hook.remove()
+    return {name: round(1000 * statistics.median(step[name] for step in found), 1) for name in found[0]}
+
+
+def _step(running: Iterator[float], times: dict[str, float], networks: Iterable[str]) -> dict[str, float]:
+    """Seconds of the parts of a step, and of all of it."""
+    _mark(times, "step begins")
+    next(running)
+    _mark(times, "step ends")
+    forward = {name: times[f"{name} ends"] - times[f"{name} begins"] for name in networks}
+    return {
+        "the batch, as floats on the device": times["all forward begins"] - times["step begins"],
+        **forward,
+        "losses": times["all forward ends"] - times["all forward begins"] - sum(forward.values()),
+        "student, backward": times["update begins"] - times["all forward ends"],
+        "Adam and average": times["step ends"] - times["update begins"],
+        "whole step": times["step ends"] - times["step begins"],
     }
-    return {name: round(1000 * seconds, 1) for name, seconds in parts.items()}
 
 
-def _take_time(name: str, module: nn.Module, took: dict[str, float]) -> None:
-    def begin(*_: Any) -> None:
-        synchronize()
-        took[name] = -time.perf_counter()
-
-    def end(*_: Any) -> None:
-        synchronize()
-        took[name] += time.perf_counter()
-
-    module.register_forward_pre_hook(begin)
-    module.register_forward_hook(end)
+def _mark(times: dict[str, float], name: str) -> None:
+    synchronize()
+    times[name] = time.perf_counter()
 
 
 if __name__ == "__main__":
