@@ -52,7 +52,7 @@ def main() -> None:
             "LR, HR and a kept teacher's picture": (kept, _teacher_as_png(kept)),
         }
         result = {name: _compare(*both, repeats, batches) for name, both in variants.items()}
-    publish(__file__, {"repeats": repeats, "batches": batches, "variants": result})
+    publish(__file__, {"repeats": repeats, "batches": batches, "variants": result}, device="cpu")
 
 
 def _png_pictures(folder: Path) -> PairedImages:

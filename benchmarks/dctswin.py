@@ -6,9 +6,9 @@ so both work on the same grid of tokens and give pictures of the same size. They
 masks, which are what is measured, and in the first convolution, which reads 3 x 3 x 16 channels there and 3 here: all
 of the released network's additional parameters, and over half of its additional multiplications.
 
-Training mode, float32, channels last as the trainer sets it, batch 4, one thread; gradients for all parameters, none
-for the pictures. The networks take turns, several times; the medians of their milliseconds and of the ratios are
-printed and written to ``dctswin.json``.
+Training mode, float32, channels last as the trainer sets it, batch 4, one thread or a GPU where there is one; gradients
+for all parameters, none for the pictures. The networks take turns, several times; the medians of their milliseconds and
+of the ratios are printed and written to ``dctswin.json``.
 
     python benchmarks/dctswin.py [repeats]
 """
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from common import arguments, in_turns, publish, ratio, seconds
+from common import DEVICE, arguments, in_turns, publish, ratio, seconds
 from mtkd_lightning.backbones.swinir import SwinIR
 from mtkd_lightning.teachers.dctswin import DCTSwin
 
@@ -36,7 +36,7 @@ def main() -> None:
         "repaired": DCTSwin(SCALE, MEMBERS, 96, (4, 4), (6, 6), orthonormal=True, mask=False, mean_skip=True),
     }
     for network in networks.values():
-        network.to(memory_format=torch.channels_last)
+        network.to(device=DEVICE, memory_format=torch.channels_last)
     result = {
         "repeats": repeats,
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()},
@@ -47,8 +47,8 @@ def main() -> None:
 
 def _compare(networks: dict[str, nn.Module], patch: int, repeats: int) -> dict[str, float]:
     torch.manual_seed(0)
-    lr = torch.rand(BATCH, 3, patch, patch).contiguous(memory_format=torch.channels_last)
-    images = torch.rand(BATCH, MEMBERS, 3, SCALE * patch, SCALE * patch)
+    lr = torch.rand(BATCH, 3, patch, patch, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(BATCH, MEMBERS, 3, SCALE * patch, SCALE * patch, device=DEVICE)
     steps = {
         name: partial(seconds, partial(_step, network, lr if name == "swinir" else images))
         for name, network in networks.items()

@@ -48,7 +48,7 @@ def main() -> None:
         result[f"{numbers[0]} pictures, one kept beside each"] = {
             "batches": in_fresh_process(_cut, folder, numbers[0], True)
         }
-    publish(__file__, {"size": f"{WIDTH}x{HEIGHT}", "batches": BATCHES, "megabytes": result})
+    publish(__file__, {"size": f"{WIDTH}x{HEIGHT}", "batches": BATCHES, "megabytes": result}, device="cpu")
 
 
 def _need(folder: Path, wanted: float) -> None:

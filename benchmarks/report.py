@@ -141,7 +141,7 @@ def main() -> None:
                 found["seconds_to_draw_all"] = statistics.median(opened)
             results[f"{variants} variants"] = {key: round(value, 2) for key, value in found.items()}
             shutil.rmtree(folder / "runs")
-    publish(__file__, results)
+    publish(__file__, results, device="cpu")
 
 
 if __name__ == "__main__":
