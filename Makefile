@@ -48,6 +48,7 @@ bench: $(READY) ## Measure speed (an hour or more; DATA=... is a folder of bench
 	$(RUN) benchmarks/framework_overhead.py
 	$(RUN) benchmarks/steps.py online
 	$(RUN) benchmarks/step_profile.py
+	$(RUN) benchmarks/gpu.py
 	$(RUN) benchmarks/methods.py
 	$(RUN) benchmarks/ddp.py
 	$(RUN) benchmarks/stage1.py dctswin_repaired_compact dctswin
