@@ -54,7 +54,7 @@ def run(config: DictConfig) -> None:
     if config.students:
         from mtkd_lightning.students import write_students
 
-        write_students(runs, output / "students")
+        write_students(groups, output / "students")
     if config.figure:
         draw(groups, [title(group, pairs) for group in groups], output / "comparison.svg")
     figure = f"; figure: {output / 'comparison.svg'}" if config.figure else ""
