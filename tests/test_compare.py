@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from mtkd_lightning import compare
@@ -329,6 +330,99 @@ def test_the_baseline(tables, comparing, runs):
     assert status == 1
     assert "edsr_again and edsr_scratch may each be the baseline" in written
     assert tables("baseline=edsr_again")
+
+
+def set_so(weight: float = 0.1, teacher: dict | None = None) -> dict:
+    return {"method": {"_target_": "KD", "weights": {"response": weight}}, "teacher": teacher, "teacher_pictures": None}
+
+
+TRIO, OTHERS, UNSAID = ({"aggregator": "dctswin", **x} for x in ({"made_by": "a" * 16}, {"made_by": "b" * 16}, {}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ([set_so(0.1), {}, set_so(0.3)], "method.weights.response (0.1 and 0.3)"),
+        ([set_so(), set_so(), set_so(teacher=UNSAID)], "teacher (null and absent); teacher.aggregator"),
+        (
+            [set_so(teacher=TRIO), set_so(teacher=UNSAID), set_so(teacher=OTHERS)],
+            f"teacher.made_by ({'a' * 16} and {'b' * 16})",
+        ),
+    ],
+)
+def test_a_label_is_one_variant(comparing, runs, settings, key):
+    paths = [kd(runs, seed, settings=x) for seed, x in enumerate(settings)]
+    status, written = comparing()
+    assert status == 1
+    assert "edsr_kd is not one variant, " in written
+    assert f"differ in {key}" in written
+    assert all(f"runs/{path.parent.name}/metrics.json" in written for path in (paths[0], paths[2]))
+    assert "label=..." in written
+    kd(runs, 2, name=paths[2].parent.name + "_", settings=settings[0])  # as it should be
+    paths[2].unlink()
+    assert comparing()[0] == 0
+
+
+def test_a_label_may_be_trained_otherwise_in_another_table(tables, runs):
+    kd(runs, 0, settings=set_so(0.1))
+    kd(runs, 1, settings=set_so(0.3), fairness={"steps": 2000})
+    assert len(tables()) == 2
+
+
+def test_what_was_made_before(tables, runs, tmp_path):
+    before = {"teacher_pictures": 1650, "aggregator_seconds": 904.6}
+    scratch(runs, before=dict.fromkeys(before, 0))
+    kd(runs, 0, method="mtkd", before=before)
+    kd(runs, 1, method="mtkd")
+    kd(runs, method="kd_mean", before=before | {"aggregator_seconds": 0})
+    kd(runs, method="online", before=before | {"teacher_pictures": 0})
+    kd(runs)
+    (table,) = tables()
+    assert {name.split("_", 1)[1].rstrip("\\*"): row["before"] for name, row in table.items()} == {
+        "scratch": "0",
+        "mtkd": "1,650 pictures; aggregator 905 s",
+        "kd_mean": "1,650 pictures",
+        "online": "aggregator 905 s",
+        "kd": "-",
+    }
+    assert "Before: " in text(tmp_path)
+
+
+def test_seconds_a_step_are_not_compared_between_devices(tables, runs):
+    scratch(runs, device="cpu, 1 threads")
+    kd(runs, device="cpu, 1 threads", seconds=900.0)
+    kd(runs, method="gpu", device="NVIDIA H200")
+    kd(runs, method="older")
+    (table,) = tables()
+    shown = {name: row["s / step to edsr_scratch"] for name, row in table.items()}
+    assert shown == {"edsr_scratch": "1.00", "edsr_kd": "1.50", "edsr_gpu": "-", "edsr_older": "1.00"}
+
+
+def weighted(path: Path, psnr: float, value: float) -> None:
+    """The weights of a run, and how well they did on validation pictures."""
+    weights = path.parents[2] / "weights" / f"{path.parent.name}.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    save_file({"x": np.array([value], np.float32)}, weights)
+    record = {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "metrics": {"val/psnr": psnr}}
+    weights.with_suffix(".json").write_text(json.dumps(record))
+
+
+def test_every_table_gives_its_own_students(tables, runs, tmp_path):
+    """The best of a label at another scale, or after more steps, is no student of this table."""
+    short = {"steps": 2000}
+    weighted(kd(runs, 0), 29.0, 1)
+    weighted(kd(runs, 1), 29.5, 2)
+    weighted(kd(runs, 0, scale=2), 33.0, 3)
+    weighted(scratch(runs), 28.0, 4)
+    weighted(scratch(runs, fairness=short), 27.0, 5)
+    weighted(kd(runs, method="at"), 28.0, 6)
+    tables("students=true")
+    taken = tmp_path / "comparison/students"
+    found = {path.stem: load_file(path)["x"].item() for path in taken.glob("*.safetensors")}
+    assert {path.stem for path in taken.glob("*.json")} == found.keys()
+    assert found.pop("edsr_at") == 6
+    assert (found.pop("edsr_kd_x4"), found.pop("edsr_kd_x2")) == (2, 3)
+    assert found == {f"edsr_scratch_{USUAL}": 4, f"edsr_scratch_{fingerprint(FAIRNESS | short)}": 5}
 
 
 def test_what_cannot_be_read_is_left_out_in_one_line(tables, runs, comparing):

@@ -318,6 +318,16 @@ def test_no_run_is_an_error_that_says_what_to_do(tmp_path):
         write_report([tmp_path], tmp_path / "report")
 
 
+def test_a_label_of_two_settings_gives_a_page_that_says_so(real, tmp_path):
+    for seed, weight in enumerate((0.1, 0.7)):
+        another(real, tmp_path / "runs", "one", seed, 0.0, weight=weight)
+    text = write_report([tmp_path / "runs"], tmp_path / "report").read_text()
+    assert "method.weights.ground_truth (0.1 and 0.7)" in text
+    assert re.search(r"8 pictures; aggregator \d+ s", text)  # of four photographs, two members each
+    assert "made_by" in (real / "metrics.json").read_text()
+    assert "made_by" not in text
+
+
 def test_two_baselines_give_a_page_all_the_same(real, tmp_path):
     for name, gain in (("one", 0.0), ("two", 0.1)):
         another(real, tmp_path / "runs", name, 0, gain, method="scratch")

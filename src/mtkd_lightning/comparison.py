@@ -1,6 +1,6 @@
 """Which student is better: variants trained and scored alike are put side by side, and their differences measured.
 
-A variant is the runs of one label, which differ in their seed alone. Two variants are in one group, and so in one
+A variant is the runs of one label, which may differ in their seed alone. Two variants are in one group, and so in one
 table, only if everything matches that a run records as having to.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.runs import Run, shortened
+from mtkd_lightning.runs import BEFORE, Run, flat, shortened
 from mtkd_lightning.tables import aligned, escaped, protocols
 
 Seeds = Mapping[int, Run]
@@ -29,7 +29,8 @@ LEGEND = (
     "of PSNR, by picture, over the seeds that both have; in brackets the 95 % interval of their mean when pictures "
     "are drawn anew (bootstrap, 10,000 draws), which says nothing of other seeds. Seconds: of training, mean over "
     "seeds, each on the machine of its run. Teacher passes: pictures or patches that teachers enlarged, mean over "
-    "seeds; kept: read from pictures made once, before."
+    "seeds; kept: read from pictures made once, before. Before: what was made once and is in no other column, pictures "
+    "of the training set that members enlarged (eight times each with self-ensemble) and the aggregator's training."
 )
 
 
@@ -80,8 +81,9 @@ def grouped(
     Args:
         runs: at least one.
         baselines: variants that differences are taken to; a group without any takes the one whose method is scratch.
-        complain: is told that one variant and seed has two results, or a group two baselines. The first result and the
-            better baseline are taken if it returns; by default it raises MTKDError.
+        complain: is told that one variant and seed has two results, that runs of a variant differ in more than their
+            seed, or that a group has two baselines. The first result, all of the runs and the better baseline are taken
+            if it returns; by default it raises MTKDError.
     """
     by_match: dict[tuple[tuple[str, str], ...], dict[str, dict[int, Run]]] = {}
     for run in sorted(
@@ -96,6 +98,14 @@ def grouped(
             )
     groups = []
     for match, variants in by_match.items():
+        for name, seeds in variants.items():
+            for one, other in combinations(seeds.values(), 2):
+                if keys := _unlike(one, other):
+                    complain(
+                        f"{name} is not one variant, {one.path} and {other.path} differ in {_told(keys)}: leave one "
+                        "out of runs=[...], or train them under different labels, label=..."
+                    )
+                    break
         ranked = sorted(variants, key=lambda name: -mean_psnr(variants[name]))
         scratch = [name for name in ranked if any(run.method == "scratch" for run in variants[name].values())]
         candidates = [name for name in ranked if name in baselines] or scratch
@@ -122,18 +132,34 @@ def refuse_unmatched(pairs: Unmatched) -> None:
         MTKDError: names the keys and both values.
     """
     for (one, other), keys in pairs.items():
-        values = "; ".join(f"{key} ({' and '.join(map(shortened, both))})" for key, both in keys.items())
         raise MTKDError(
-            f"{one} and {other} cannot be compared fairly, they differ in {values}. Train both alike, or say "
+            f"{one} and {other} cannot be compared fairly, they differ in {_told(keys)}. Train both alike, or say "
             "unmatched=mark for tables apart"
         )
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Keys that have to match and do not, each with the value in every group."""
-    keys = dict.fromkeys(key for group in groups for key in group.must_match)
-    values = {key: [group.must_match.get(key, "absent") for group in groups] for key in keys}
-    return {key: of_groups for key, of_groups in values.items() if len(set(of_groups)) > 1}
+    return _differing([group.must_match for group in groups])
+
+
+def _differing(mappings: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    keys = dict.fromkeys(key for mapping in mappings for key in mapping)
+    values = {key: [mapping.get(key, "absent") for mapping in mappings] for key in keys}
+    return {key: found for key, found in values.items() if len(set(found)) > 1}
+
+
+def _unlike(one: Run, other: Run) -> dict[str, list[str]]:
+    """Settings in which two runs differ, as far as both have recorded them."""
+    if not (one.settings and other.settings):
+        return {}
+    found = _differing([dict(flat(run.settings)) for run in (one, other)])
+    # Which teachers exactly, older records do not say.
+    return {key: both for key, both in found.items() if key != "teacher.made_by" or "absent" not in both}
+
+
+def _told(keys: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{key} ({' and '.join(map(shortened, both))})" for key, both in keys.items())
 
 
 def per_seed(seeds: Seeds, benchmark: str, measure: str = "psnr") -> list[float]:
@@ -263,7 +289,7 @@ def _table(group: Group) -> list[str]:
     head = ["variant", "seeds", "mean"]
     for benchmark in map(escaped, group.benchmarks):
         head += [benchmark, f"{benchmark} {to}"] if to else [benchmark]
-    head += ["seconds", *([f"s / step {to}"] if to else []), "teacher passes"]
+    head += ["seconds", *([f"s / step {to}"] if to else []), "teacher passes", "before"]
     return aligned(head, [_cells(group, name, seeds) for name, seeds in group.variants.items()], left=1)
 
 
@@ -279,10 +305,21 @@ def _cells(group: Group, name: str, seeds: Seeds) -> list[str]:
     cells.append(f"{fmean(run.seconds for run in seeds.values()):,.0f}")
     if others is not None:
         base = _seconds_per_step(others)
-        cells.append(f"{_seconds_per_step(seeds) / base:.2f}" if base else "-")
+        devices = {run.device for run in (*seeds.values(), *others.values())} - {None}
+        cells.append(f"{_seconds_per_step(seeds) / base:.2f}" if base and len(devices) < 2 else "-")
     pictures = sorted({run.teacher_pictures for run in seeds.values() if run.teacher_pictures})
     passes = fmean(run.teacher_passes for run in seeds.values())
-    return [*cells, " ".join([f"{passes:,.0f}", ", ".join(pictures)]).strip()]
+    return [*cells, " ".join([f"{passes:,.0f}", ", ".join(pictures)]).strip(), before(seeds)]
+
+
+def before(seeds: Seeds) -> str:
+    """What was made before the trainings, mean over seeds; ``-`` where no record says."""
+    known = [run.before for run in seeds.values() if run.before is not None]
+    if not known:
+        return "-"
+    pictures, seconds = (fmean(made[key] for made in known) for key in BEFORE)
+    parts = [f"{pictures:,.0f} pictures" if pictures else "", f"aggregator {seconds:,.0f} s" if seconds else ""]
+    return "; ".join(filter(None, parts)) or "0"
 
 
 def _difference(values: NDArray[np.float64]) -> str:

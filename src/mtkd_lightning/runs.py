@@ -31,13 +31,18 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "initial_sha256": str,
 }
 
+BEFORE = ("teacher_pictures", "aggregator_seconds")
+
 
 @dataclass(frozen=True)
 class Run:
     """One student: what made it, and its PSNR and SSIM by benchmark and picture.
 
     Attributes:
-        settings: what its variant set, dotted key -> value; empty in records of older versions.
+        device: that trained it; None in records of older versions.
+        before: ``teacher_pictures`` enlarged and ``aggregator_seconds`` of training before its own, 0 where there was
+            none; None in records of older versions.
+        settings: what its variant set: method, teacher, how kept pictures are made; empty in records of older versions.
         networks: parameters, flops and seconds per megapixel by network; the student's is one of them.
         others: mean PSNR by network and benchmark of all that are not the student.
         pictures: what was kept for the report: benchmark, image and window (top, left, height, width) of each.
@@ -59,6 +64,8 @@ class Run:
     protocols: dict[str, str]
     psnr: dict[str, dict[str, float]]
     ssim: dict[str, dict[str, float]]
+    device: str | None = None
+    before: dict[str, float] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -129,6 +136,8 @@ def _read(path: Path) -> Run:
         protocols=dict(metrics["protocols"]),
         **scores,
         **{key: run[key] for key in FIELDS},
+        device=run.get("device") and str(run["device"]),
+        before={key: float(run["before"][key]) for key in BEFORE} if "before" in run else None,
         settings=dict(run.get("settings", {})),
         networks=dict(metrics["networks"]),
         others={name: {benchmark: fmean(psnr) for benchmark, psnr in found.items()} for name, found in others.items()},

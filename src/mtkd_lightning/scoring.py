@@ -161,6 +161,9 @@ class Scoring:
             "protocols": protocols,
             "benchmarks": {name: pairs.manifest_hash() for name, pairs in self.benchmarks.items()},
         }
+        # How a batch is cut changes what methods draw at random. A whole one is as in records that do not say.
+        cut = {key: of_them.get(key, 1) for key, of_them in (("accumulate_grad_batches", of), ("processes", made))}
+        fairness |= {key: parts for key, parts in cut.items() if parts != 1}
         return {
             "name": self.config.name,
             "variant": self.config.label,
@@ -169,12 +172,29 @@ class Scoring:
             "scale": self.scale,
             "seed": made["seed"],
             **{key: made[key] for key in ("steps", "seconds", "teacher_passes", "initial_sha256")},
+            "device": made.get("device"),
             "teacher_pictures": self.learns_from,
+            "before": self._before(),
             "settings": {
                 "method": of["method"],
-                "teacher": self.teacher and {"members": self.teacher.names, "aggregator": self.config.aggregator_name},
+                "teacher": self.teacher
+                and {
+                    "members": self.teacher.names,
+                    "aggregator": self.config.aggregator_name,
+                    "made_by": artifacts.config_hash(self._evaluated["teacher"]),
+                },
                 "teacher_pictures": of["teacher_pictures"],
             },
             "fairness": fairness,
             "fingerprint": artifacts.config_hash(fairness),
         }
+
+    def _before(self) -> dict[str, float]:
+        """What teaching cost before the student's training: pictures that members enlarged, aggregator's seconds."""
+        aggregator = self.teacher.aggregator() if self.teacher else None
+        pictures = 0
+        if self.teacher and self.learns_from == "kept":
+            members = [self.config.teacher.members[name] for name in self.teacher.names]
+            turned = 8 if self.teacher.settings.self_ensemble else 1
+            pictures = sum(not node.get("folder") for node in members) * len(self.teacher.pictures.train) * turned
+        return {"teacher_pictures": pictures, "aggregator_seconds": aggregator.record["seconds"] if aggregator else 0}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtkd_lightning.comparison import Group, Seeds, differences, differing, footnotes, intervals, per_seed
+from mtkd_lightning.comparison import Group, Seeds, before, differences, differing, footnotes, intervals, per_seed
 from mtkd_lightning.runs import Run, flat, shortened
 from mtkd_lightning.tables import protocols
 
@@ -35,6 +35,7 @@ def board(group: Group, groups: list[Group]) -> dict[str, Any]:
                 "seconds": fmean(x.seconds for x in seeds.values()),
                 "passes": fmean(x.teacher_passes for x in seeds.values()),
                 "pictures": ", ".join(sorted({x.teacher_pictures for x in seeds.values() if x.teacher_pictures})),
+                "before": before(seeds),
                 "notes": notes.get(name, []),
                 "settings": _settings(best_seed(seeds)),
                 "runs": [_run(seeds[seed], group) for seed in sorted(seeds)],
@@ -104,7 +105,7 @@ def _run(run: Run, group: Group) -> dict[str, Any]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Numbers as they are, everything else as text."""
+    """Numbers as they are, everything else as text; without hashes of teachers, which tell a reader nothing."""
     found = {}
     for key, text in flat(run.settings):
         value = json.loads(text)
@@ -112,7 +113,7 @@ def _settings(run: Run) -> dict[str, Any]:
             key, value = key.removesuffix("._target_"), value.rpartition(".")[2]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         found[key] = value if number else ", ".join(value) if _texts(value) else shortened(json.dumps(value))
-    return {key: value for key, value in found.items() if value != "null"}
+    return {key: value for key, value in found.items() if value != "null" and key != "teacher.made_by"}
 
 
 def _short(key: str, value: str) -> str:
