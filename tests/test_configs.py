@@ -190,7 +190,7 @@ def test_teachers_are_an_ensemble(name):
 @pytest.mark.parametrize("name", names("method"))
 def test_methods(name):
     node = chosen("method", name)
-    arguments = {"teacher": teacher()} if name != "scratch" else {}
+    arguments = {} if name.startswith("scratch") else {"teacher": teacher()}
     method = build(node, student=EDSR(2, 4, 1), **arguments)
     assert isinstance(method, Method)
     assert method.needs_teacher == bool(arguments)

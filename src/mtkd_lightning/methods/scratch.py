@@ -1,6 +1,6 @@
 """Plain supervised training, the twin that every distilled student is compared with; it also trains the teachers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -14,13 +14,19 @@ class Scratch(Method):
 
     Args:
         student: network that learns.
+        weights: none.
         loss: ``(sr, hr) -> scalar``, L1 by default.
     """
 
     needs_teacher = False
 
-    def __init__(self, student: nn.Module, loss: Callable[[Tensor, Tensor], Tensor] = l1) -> None:
-        super().__init__(student)
+    def __init__(
+        self,
+        student: nn.Module,
+        weights: Mapping[str, float] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = l1,
+    ) -> None:
+        super().__init__(student, weights=weights)
         self.loss = loss
 
     def forward(self, batch: SRBatch) -> dict[str, Tensor]:
