@@ -1,8 +1,8 @@
 """What a step of each method costs beside a step of training the student alone, in the setting of `study=compact_x4`.
 
 The study's small EDSR student, batch, patch and precision; teachers of the compact trio with random weights, on
-photographs of scikit-image. Where the method learns from pictures, bicubic ones are kept in their place, for their
-content costs nothing. The methods take turns step by step (on a GPU in blocks of steps), a repeat is trainings of
+photographs of scikit-image. In place of kept pictures of teachers there are bicubic ones, for their content costs
+nothing. The methods take turns step by step (on a GPU in blocks of steps), a repeat is trainings of
 their own; the medians of their seconds a step and of the ratios to `scratch`, and the range of the repeats' medians,
 are printed and written to ``methods.json``.
 
@@ -40,24 +40,21 @@ def main() -> None:
 
 def _training(name: str, pictures: PairedImages, kept: PairedImages) -> Iterator[float]:
     kind, *online = name.split()
-    method, from_pictures = _method(kind, bool(online))
-    return training(method, kept if from_pictures else pictures, Loop(lr_patch=24, bf16=True))
+    return training(_method(kind, bool(online)), pictures if online else kept, Loop(lr_patch=24, bf16=True))
 
 
-def _method(kind: str, online: bool) -> tuple[Method, bool]:
-    """The method, and whether it learns from kept pictures."""
+def _method(kind: str, online: bool) -> Method:
     backbones = [f"+backbone@members.{name}={name}" for name in MEMBERS]
     made = config("preset=compact", "student=compact/edsr", f"method={kind}", *backbones)
-    student = build(made.student)
-    if kind == "scratch":
-        return build(made.method, student=student), False
-    if kind in ("kd", "mtkd") and not online:
-        return build(made.method, student=student, teacher=Teacher(GivenPicture())), True
     members = {name: Teacher(build(node)) for name, node in made.members.items()}
     teacher = members[made.teacher.alone]
-    if kind == "mtkd":
+    if kind in ("kd", "mtkd") and not online:
+        teacher = Teacher(GivenPicture())
+    elif kind == "mtkd":
         teacher = Teacher(Ensemble(members, build(made.aggregator, members=len(members))))
-    return build(made.method, student=student, teacher=teacher), False
+    arguments = {} if kind == "scratch" else {"teacher": teacher}
+    method: Method = build(made.method, student=build(made.student), **arguments)
+    return method
 
 
 if __name__ == "__main__":
