@@ -141,8 +141,9 @@ def test_the_shell_and_what_it_starts_know_a_command(piece, conf):
             pass
         case ["python", "-m", module, *arguments] if module.startswith("mtkd_lightning"):
             compose(conf, module.removeprefix("mtkd_lightning").lstrip("."), arguments)
-        case ["python", script, *arguments] if (ROOT / script).is_file():
-            compose(conf, "", arguments)
+        case ["python", "experiments/compact_x4/teachers.py" as script, *arguments]:
+            assert (ROOT / script).is_file()
+            compose(conf, "", ["+study=compact_x4", *arguments])
         case ["srun" | "torchrun", *rest]:
             assert piece.needs in ("SLURM", "several GPUs")
             at = rest.index("mtkd_lightning")
