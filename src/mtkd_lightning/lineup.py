@@ -192,8 +192,7 @@ class Lineup:
 
     def alone(self, members: dict[str, Teacher | None]) -> Teacher | None:
         """The only member, if its picture is the ensemble's."""
-        (first, *others) = members.values()
-        return first if not others and isinstance(self.merger(), Mean) else None
+        return None if self._merges else next(iter(members.values()))
 
     def ensemble(self, members: dict[str, Teacher | None]) -> Ensemble:
         """Members and the trained aggregator; a member that is None has its picture given."""
