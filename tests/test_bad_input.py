@@ -75,6 +75,17 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("training.distillation.steps=0", "training.distillation: steps=0 in a recipe: it must be a whole number"),
         ("teacher.only=[edsr,vdsr]", "teacher.only='vdsr': allowed are edsr, swinir"),
         ("trainer.accumulate_grad_batches=3", "does not cut training.teachers.batch_size=2 into equal parts"),
+        ("teacher.only=edsr", "teacher.only=edsr: it must be a list such as teacher.only=[edsr]"),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0: it must be a whole number above 0"),
+        (
+            "training.teachers.scheduler.warmup=500",
+            "training.teachers: scheduler.warmup=500: it is a share of the steps",
+        ),
+        (
+            "scheduler@training.teachers.scheduler=multistep training.teachers.scheduler.milestones=[9]",
+            "shares of the steps",
+        ),
+        ("method=scratch +method.weights.response=1", "has response; it takes exactly none"),
         ("teacher.bits=12", "teacher.bits=12: allowed are 8, 16"),
         ("seed=abc", "seed='abc': it must be a whole number"),
         ("training.teachers.init_from=a.pth", "teacher.members.<name>.weights="),
@@ -264,9 +275,14 @@ def test_a_loss_that_is_not_finite(refused, tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
-def test_too_little_space_for_the_teachers_pictures_is_said_before_anything_is_trained(refused, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "stages", ["[teachers,cache]", "[teachers,aggregation]", "[teachers,aggregation,distillation]"]
+)
+def test_too_little_space_for_the_teachers_pictures_is_said_before_anything_is_trained(
+    refused, tmp_path, monkeypatch, stages
+):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    written = refused()
+    written = refused(f"stages={stages}")
     assert "the teachers' pictures need" in written
     assert "teacher.bits=8" in written
     assert not (tmp_path / "weights").exists()

@@ -60,10 +60,11 @@ def chosen(method: str, *words: str, name: str | None = None) -> list[str]:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory, command) -> tuple[Path, dict[str, str]]:
-    """The tiny main job with every method, and once with another batch size: its folder, and what each said."""
+    """The tiny main job with every method, with another batch size, with a cold cache: its folder, what each said."""
     folder = tmp_path_factory.mktemp("fairness")
     small = chosen("scratch", "training.distillation.batch_size=1", name="small")
-    jobs = [["stages=[teachers,aggregation]", "label=before"], *map(chosen, METHODS), small]
+    cold = chosen("mipkd", "paths.cache=cold", name="cold")
+    jobs = [["stages=[teachers,aggregation]", "label=before"], *map(chosen, METHODS), small, cold]
     words = [sys.executable, "-c", PROGRAM, json.dumps([command(*job)[2:] for job in jobs])]
     result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -85,6 +86,13 @@ def test_every_method_starts_from_the_same_student(runs):
     assert len(starts) == 1
     ends = {load_file(runs / "weights" / f"{name}.safetensors")["conv_last.weight"].tobytes() for name in METHODS}
     assert len(ends) == len(METHODS)
+
+
+def test_a_methods_own_weights_do_not_depend_on_what_is_in_the_cache(told):
+    assert "teacher swinir: making" in told[1]["cold"]
+    assert "teacher swinir: making" not in told[1]["mipkd"]
+    warm, cold = (load_file(told[0] / "weights" / f"{name}.safetensors") for name in ("mipkd", "cold"))
+    assert all((cold[name] == x).all() for name, x in warm.items())
 
 
 def test_every_method_sees_the_same_samples(told):
@@ -217,7 +225,7 @@ def test_the_comparison_of_real_runs(runs):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "recipe.batch_size" in result.stdout
     table = (runs / "comparison/results.csv").read_text().splitlines()
-    assert len(table) == 1 + len(METHODS) + 1
+    assert len(table) == 1 + len(METHODS) + 2
     refused = subprocess.run(
         [sys.executable, "-m", "mtkd_lightning.compare", "only=[small,kd]"], cwd=runs, capture_output=True, text=True
     )

@@ -177,12 +177,15 @@ def test_scratch_trains_no_teacher(job, tmp_path):
 
 
 def test_two_runs_at_once_make_an_artefact_once(tmp_path, command):
-    overrides = ("stages=[teachers]", "training.teachers.steps=60")
     runs = []
     for _ in range(2):
         runs.append(
             subprocess.Popen(
-                command(*overrides), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command("training.teachers.steps=60"),
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         )
         time.sleep(0.5)
@@ -190,6 +193,7 @@ def test_two_runs_at_once_make_an_artefact_once(tmp_path, command):
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert sum(output.count("for 60 steps") for output in outputs) == 2, outputs
     assert any("waiting for it" in output for output in outputs), outputs
+    assert "metrics.json is there" in "".join(outputs), outputs
 
 
 def test_existing_remake_puts_the_old_one_aside(copy, job):

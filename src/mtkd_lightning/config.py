@@ -59,7 +59,10 @@ def check(config: DictConfig) -> None:
                 f"catalogue), folder=... (pictures), or +backbone@teacher.members.{name}.backbone=..., "
                 f"one of {', '.join(sorted(path.stem for path in (CONF / 'backbone').glob('*.yaml')))}"
             )
-    for name in config.teacher.only or ():
+    only = config.teacher.only
+    if isinstance(only, str):
+        raise MTKDError(f"teacher.only={only}: it must be a list such as teacher.only=[{only}]")
+    for name in only or ():
         _refuse_value("teacher.only", name, tuple(config.teacher.members))
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("teacher.bits", config.teacher.bits, (8, 16))
@@ -73,6 +76,8 @@ def check(config: DictConfig) -> None:
     _refuse_unknown("trainer", config.trainer, set(OmegaConf.load(CONF / "trainer" / "default.yaml")))
     _refuse_value("trainer.accelerator", config.trainer.accelerator, ("auto", "cpu", "gpu"))
     _refuse_value("trainer.precision", config.trainer.precision, ("32-true", "bf16-mixed", "16-mixed"))
+    if not isinstance(every := config.trainer.log_every_n_steps, int) or every < 1:
+        raise MTKDError(f"trainer.log_every_n_steps={every!r}: it must be a whole number above 0")
     devices = _devices(config)
     _refuse_unknown("logger", config.logger, {"images", "images_every", "tensorboard", "wandb"})
     if "wandb" in config.logger:
@@ -86,7 +91,7 @@ def check(config: DictConfig) -> None:
     for stage, node in config.training.items():
         values = {key: value for key, value in node.items() if key not in ("_target_", "optimizer", "scheduler")}
         try:
-            Recipe(optimizer=None, scheduler=None, **values)  # type: ignore[arg-type]
+            Recipe(optimizer=None, scheduler=build(node.scheduler), **values)  # type: ignore[arg-type]
         except MTKDError as error:
             raise MTKDError(f"training.{stage}: {error}") from error
         parts, batch_size = config.trainer.accumulate_grad_batches, node.batch_size

@@ -236,8 +236,11 @@ class Lineup:
             ]
         )
 
-    def need_space(self) -> None:
-        """Say what the pictures that a student still needs will take; what is not trained yet has none.
+    def need_space(self, merged: bool) -> None:
+        """Say what the pictures that are still missing will take; what is not trained yet has none.
+
+        Args:
+            merged: whether the merged pictures are needed, and those of members for these alone.
 
         Raises:
             MTKDError: they will not fit.
@@ -251,8 +254,8 @@ class Lineup:
                 cache = self._cache(None)
             return sum(map(cache.missing_bytes, sets))
 
-        wanted = missing(self.made_by) if self._merges else 0
-        if wanted or not self._merges:
+        wanted = missing(self.made_by) if merged and self._merges else 0
+        if wanted or not (merged and self._merges):
             wanted += sum(missing(self._cached_by, name) for name in self.names if name not in self._folders())
         if wanted:
             folder = Path(self.config.paths.cache).expanduser()

@@ -109,8 +109,8 @@ class SRModule(LightningModule):
         if not all(map(_is_finite, self.shown.values())):
             raise MTKDError(
                 f"the loss is not finite at step {self.global_step}: {self.shown}, on {sorted(set(batch.name))}. Lower "
-                "the recipe's learning_rate, give it a warm-up (scheduler.warmup), or use trainer.precision=32-true; a "
-                "changed recipe starts anew."
+                "the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, a share of the "
+                "steps), or use trainer.precision=32-true; a changed recipe starts anew."
             )
 
 

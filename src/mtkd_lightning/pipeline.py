@@ -152,8 +152,7 @@ class Pipeline:
             TrainingBatches(
                 self.pictures.train, batch_size=recipe.batch_size, lr_patch=recipe.lr_patch, seed=recipe.seed
             ).prepare(say_progress)
-        if self.teacher and self.keeps_pictures and "distillation" in self.config.stages and not self._has_student():
-            self.teacher.need_space()
+        self._need_space()
         for pairs in (self.pictures.validation, *self.pictures.benchmarks.values()):
             smallest = min(min(size) for size in pairs.prepare(say_progress)) * self.scale
             if smallest < (needed := SSIM_SIDE + 2 * self.scale):
@@ -161,6 +160,15 @@ class Pipeline:
                     f"a picture of {pairs.pairs[0].hr.parent} has a side of {smallest} pixels; scoring needs {needed} "
                     f"({SSIM_SIDE} for SSIM, {self.scale} for the border on each side): remove it"
                 )
+
+    def _need_space(self) -> None:
+        """Refuse, before anything is trained, what the teachers' pictures of the asked stages will not fit."""
+        if not (self.teacher and self.keeps_pictures):
+            return
+        stages, trained = self.config.stages, self.teacher.is_trained()
+        merged = ("distillation" in stages and not self._has_student()) or ("cache" in stages and trained)
+        if merged or (not trained and {"cache", "aggregation"} & set(stages)):
+            self.teacher.need_space(merged)
 
     def _benchmarks(self) -> dict[str, PairedImages]:
         if not self.pictures.benchmarks:
@@ -204,10 +212,11 @@ class Pipeline:
         if self.teacher is None:
             return self._method(student, None), self.pictures
         pictures = self.pictures
-        if self.keeps_pictures:
-            train, validation = map(self.teacher.with_merged, (pictures.train, pictures.validation))
-            pictures = replace(pictures, train=train, validation=validation)
-        teacher = self.teacher.online() if self.runs_teacher else Teacher(GivenPicture())
+        with torch.random.fork_rng(devices=[]):  # adapters start alike, whether or not pictures are there already
+            if self.keeps_pictures:
+                train, validation = map(self.teacher.with_merged, (pictures.train, pictures.validation))
+                pictures = replace(pictures, train=train, validation=validation)
+            teacher = self.teacher.online() if self.runs_teacher else Teacher(GivenPicture())
         return self._method(student, teacher), pictures
 
 

@@ -46,15 +46,28 @@ class Recipe:
             raise MTKDError(f"learning_rate={self.learning_rate!r} in a recipe: it must be above 0")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise MTKDError(f"ema_decay={self.ema_decay!r} in a recipe: it must lie in [0, 1), or be null")
+        self.scheduler(0.0)  # refuses values that do not fit
 
 
 def multistep(progress: float, *, milestones: list[float], gamma: float) -> float:
-    """Factor that is multiplied by ``gamma`` at each milestone (fractions of the training)."""
+    """Factor that is multiplied by ``gamma`` at each milestone (shares of the steps).
+
+    Raises:
+        MTKDError: a milestone outside [0, 1].
+    """
+    if not all(0 <= milestone <= 1 for milestone in milestones):
+        raise MTKDError(f"scheduler.milestones={milestones}: they are shares of the steps, in [0, 1]")
     return float(gamma ** sum(progress >= milestone for milestone in milestones))
 
 
 def cosine(progress: float, *, warmup: float = 0.0, final: float = 0.0) -> float:
-    """Factor that rises linearly over the first ``warmup`` of the training, then falls to ``final`` as a cosine."""
+    """Factor that rises linearly over the first ``warmup`` of the training, then falls to ``final`` as a cosine.
+
+    Raises:
+        MTKDError: a warm-up outside [0, 1).
+    """
+    if not 0 <= warmup < 1:
+        raise MTKDError(f"scheduler.warmup={warmup}: it is a share of the steps, in [0, 1)")
     if progress < warmup:
         return progress / warmup
     phase = min(1.0, (progress - warmup) / (1.0 - warmup))

@@ -66,6 +66,11 @@ class Scoring:
 
     def make(self) -> None:
         """Score what is not scored yet, keep pictures for the report, and tell the loggers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder / ".lock", f"Another run is at work on {self.config.name}; waiting for it."):
+            self._make()
+
+    def _make(self) -> None:
         asked = pictures.chosen(self.benchmarks, self.config.report.pictures)
         kept = pictures.records(self.benchmarks, asked)
         record = self.found()

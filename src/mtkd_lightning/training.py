@@ -121,7 +121,7 @@ def train(
         "metrics": {key: round(value, 4) for key, value in metrics.items()},
         "protocol": str(protocol),
         "device": device_name(loop.strategy.root_device),
-        "processes": ranks.count(),
+        "processes": record.processes,
     }
 
 
@@ -192,6 +192,7 @@ class Record(Callback):
         self.config = config
         self.seconds = 0.0
         self.teacher_passes = 0
+        self.processes = ranks.count()
         self._since = 0.0
         self._counted = 0
 
@@ -211,9 +212,10 @@ class Record(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Give configuration, seconds and passes to the checkpoint."""
-        counts = {"seconds": self.seconds, "teacher_passes": self.teacher_passes}
+        counts = {"seconds": self.seconds, "teacher_passes": self.teacher_passes, "processes": self.processes}
         return {**counts, "config": self.config, "config_hash": artifacts.config_hash(self.config)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Go on counting; of processes it is the most that any sitting had."""
         self.seconds, self.teacher_passes = state_dict["seconds"], state_dict["teacher_passes"]
+        self.processes = max(self.processes, state_dict.get("processes", 1))

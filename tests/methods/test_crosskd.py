@@ -200,6 +200,16 @@ def test_networks_without_a_deep_feature(net):
         make(edsr(), student=net)
 
 
+def test_a_foreign_network_cannot_begin_from_a_feature():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 3, 3, padding=1))
+    foreign = Foreign(net, scale=2, taps={"deep": "0"})
+    with pytest.raises(MTKDError, match="lets the teacher begin from a feature"):
+        make(foreign)
+    with pytest.raises(MTKDError, match="lets the student begin from a feature"):
+        make(edsr(), dual=1.0, student=foreign)
+    make(edsr(), student=foreign)
+
+
 def test_an_ensemble_has_no_tail():
     ensemble = Ensemble({"a": Teacher(edsr()), "b": Teacher(edsr())}, Mean(2, 2))
     with pytest.raises(MTKDError, match=r"features of the teacher.*teacher\.only"):

@@ -10,7 +10,7 @@ from torch import Tensor
 class EMA(Callback):
     """Averages the trained tensors after each step, and validates the average.
 
-    Buffers (running statistics) are taken as they are. The average is part of the checkpoint.
+    Running statistics are averaged, too; whole numbers are taken as they are. The average is part of the checkpoint.
 
     Args:
         decay: share of the old average that a step keeps; 0.999 in MTKD's released recipe.

@@ -41,7 +41,7 @@ class Method(nn.Module, ABC):
         if self.weights.keys() != set(self.terms):
             raise MTKDError(
                 f"method.weights of {type(self).__name__} has {', '.join(sorted(self.weights)) or 'nothing'}; it takes "
-                f"exactly {', '.join(sorted(self.terms))}"
+                f"exactly {', '.join(sorted(self.terms)) or 'none'}"
             )
         for name, weight in self.weights.items():
             if not weight >= 0:

@@ -5,11 +5,26 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from mtkd_lightning.backbones.base import Backbone, MeanShift
+from mtkd_lightning.backbones.foreign import Foreign
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.teachers.teacher import Teacher
 
 Taps = Sequence[float] | Mapping[str, str]
 """Relative depths, from 0 (shallow) to 1 (deep), or explicit pairs {student tap: teacher tap}."""
+
+
+def resumable(role: str, network: nn.Module) -> Backbone:
+    """Give a network that can begin from its deep feature.
+
+    Raises:
+        MTKDError: it is an ensemble, or a network that is not one of conf/backbone.
+    """
+    if isinstance(network, Foreign):
+        raise MTKDError(
+            f"the method lets the {role} begin from a feature, which a foreign network cannot: choose a network of "
+            "conf/backbone, or a method that reads pictures (kd, mtkd) or features (at, fakd) alone"
+        )
+    return readable(role, network)
 
 
 def readable(role: str, network: nn.Module) -> Backbone:
