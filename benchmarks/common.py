@@ -86,7 +86,7 @@ def synchronize() -> None:
 
 def compiles() -> bool:
     """Whether `torch.compile` finds what it needs."""
-    return DEVICE.type == "cuda" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
 
 
 def publish(script: str, result: Mapping[str, Any], device: str = DEVICE.type) -> None:
@@ -271,7 +271,7 @@ class Memory:
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
-        if DEVICE.type == "cuda":
+        if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         return self
 

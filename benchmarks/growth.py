@@ -31,6 +31,7 @@ from mtkd_lightning.backbones.smfanet import SMFANetPlus
 from mtkd_lightning.config import build
 from mtkd_lightning.data.paired import PairedImages, find_pairs
 from mtkd_lightning.data.sources import demo_photographs, picture_store
+from mtkd_lightning.evaluation import float32_convolutions
 from mtkd_lightning.methods.scratch import Scratch
 from mtkd_lightning.metrics.complexity import flops
 from mtkd_lightning.teachers.cache import Settings, TeacherCache
@@ -157,8 +158,9 @@ def _rates(teacher: str, names: Sequence[str], aggregator: str) -> dict[str, flo
 
 @torch.inference_mode()
 def _rate(network: nn.Module, x: Tensor) -> float:
-    network.to(DEVICE).eval()(x)
-    took = statistics.median(seconds(lambda: network(x)) for _ in range(3))
+    with float32_convolutions():  # as kept pictures are made
+        network.to(DEVICE).eval()(x)
+        took = statistics.median(seconds(lambda: network(x)) for _ in range(3))
     return round(took / ((SCALE * RATE_SIDE) ** 2 / 1e6), 4)
 
 

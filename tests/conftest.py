@@ -19,6 +19,7 @@ STAGES = ("teachers", "aggregation", "distillation")
 # The demonstration with networks and trainings so small that only the path through them is tested.
 TINY = [
     "+experiment=rcan_multi_teacher",
+    "trainer.accelerator=cpu",  # bit for bit
     "scale=2",
     "name=tiny",
     "teacher.name=tiny",

@@ -194,9 +194,10 @@ def test_srun_without_a_number_a_node_is_refused(job, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("srun"), reason="no SLURM")
 def test_a_job_of_slurm(command, job, tmp_path, alone):
-    launched = ["srun", "--ntasks-per-node=2", *command(*SCRATCH, "trainer=ddp", "trainer.accelerator=cpu")]
+    if not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True, check=False).returncode:
+        pytest.skip("no SLURM that runs")
+    launched = ["srun", "--ntasks-per-node=2", *command(*SCRATCH, "trainer=ddp")]
     result = subprocess.run(launched, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert_close(tmp_path, alone)

@@ -13,7 +13,7 @@ def test_the_student_beats_bicubic_and_the_aggregator_every_teacher(tmp_path, mo
     monkeypatch.delenv("OMP_NUM_THREADS")
     command = [sys.executable, "-m", "mtkd_lightning", "+experiment=rcan_multi_teacher", f"scale={scale}"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=1800)
-    (results,) = tmp_path.rglob("results.csv")
+    (results,) = tmp_path.glob("runs/*/results.csv")
     with results.open() as file:
         psnr = {row["network"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
     assert psnr["student"] >= psnr["bicubic"] + gain

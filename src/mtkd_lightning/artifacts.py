@@ -141,8 +141,8 @@ def refuse_broken(tensors: Mapping[str, Tensor], what: object) -> None:
     if broken:
         raise MTKDError(
             f"{len(broken)} weights for {what} are not finite, {broken[0]} first; they were not written, the last "
-            "checkpoint is kept. Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, "
-            "a share of the steps), or use trainer.precision=32-true; a changed recipe starts anew."
+            "checkpoint is kept. Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of "
+            "cosine, a share of the steps), or use trainer.precision=32-true; a changed recipe starts anew."
         )
 
 

@@ -29,6 +29,27 @@ class Pruned(Exception):
         self.value = value
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python's or torch's, says that there is no memory left on the GPU or beside the CPU."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(x in str(error) for x in words)
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Say what needs less memory where there is not enough.
+
+    Raises:
+        MTKDError: in place of the error that said so.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MTKDError(f"there is not enough memory: {remedy} ({str(error).splitlines()[0]})") from error
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """End the command with the message and status 1 at what its user can mend."""

@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mtkd_lightning.config import CONF, SCALES, build, check_keys
-from mtkd_lightning.errors import MTKDError, reported
+from mtkd_lightning.errors import MTKDError, enough_memory, reported
 from mtkd_lightning.files import write_text
 from mtkd_lightning.tables import write_csv
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Check the configuration, then score; bad input ends with its message and status 1."""
-    with reported():
+    with reported(), enough_memory("give a smaller tile, such as tile=256"):
         check_keys(config, "evaluate")
         run(config)
 

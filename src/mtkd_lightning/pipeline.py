@@ -16,7 +16,7 @@ from mtkd_lightning.config import STAGES, build, plain
 from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
-from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.errors import MTKDError, enough_memory
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.making import Maker, say_progress
 from mtkd_lightning.methods.base import Method
@@ -30,6 +30,11 @@ from mtkd_lightning.training import device_name, without_expected_warnings
 from mtkd_lightning.typing import SRBatch
 
 log = logging.getLogger(__name__)
+
+LESS_MEMORY = (
+    "a step needs less with trainer.accumulate_grad_batches=2 or trainer=bf16, teachers' pictures with a smaller "
+    "teacher.tile; pictures of validation and benchmarks are enlarged whole"
+)
 
 
 class Pipeline:
@@ -92,7 +97,8 @@ class Pipeline:
         ranks.first(self._introduce)
         for stage in STAGES:
             if stage in self.config.stages and (ranks.rank() == 0 or stage not in ("evaluation", "report")):
-                getattr(self, stage)()
+                with enough_memory(f"{stage} on {device_name(self.maker.device)}; {LESS_MEMORY}"):
+                    getattr(self, stage)()
 
     def teachers(self) -> None:
         """Train every member that has no weights yet."""

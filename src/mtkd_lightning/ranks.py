@@ -66,7 +66,7 @@ def joined(gpu: bool) -> Iterator[None]:
         gpu: whether each has a GPU of its own.
 
     Raises:
-        MTKDError: another process of the job is lost.
+        MTKDError: there are fewer GPUs than processes, or another process of the job is lost.
     """
     import torch
     from torch import distributed
@@ -77,7 +77,13 @@ def joined(gpu: bool) -> Iterator[None]:
     if rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
     if gpu:
-        torch.cuda.set_device(cluster.local_rank())
+        if (local := cluster.local_rank()) >= (there := torch.cuda.device_count()):
+            raise MTKDError(
+                f"process {local + 1} on this machine has no GPU of its own: it sees {there}. Start no more than there "
+                "are (trainer.devices=...), or say trainer.accelerator=cpu; under srun let every process see all GPUs, "
+                "with --gpus-per-node in place of --gpus-per-task"
+            )
+        torch.cuda.set_device(local)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",
         init_method=f"tcp://{cluster.main_address}:{cluster.main_port}",

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from mtkd_lightning.config import CONF, check_keys
 from mtkd_lightning.data.images import PICTURE_SUFFIXES
-from mtkd_lightning.errors import MTKDError, reported
+from mtkd_lightning.errors import MTKDError, out_of_memory, reported
 from mtkd_lightning.files import replacing
 from mtkd_lightning.places import Job, check_writable, find, plan
 
@@ -98,8 +98,6 @@ def _check(config: DictConfig) -> None:
 
 def _failures(enlarger: Any, jobs: list[Job], config: DictConfig) -> Iterator[str]:
     """Enlarge one after the other; say what was wrong with those that cannot be."""
-    from mtkd_lightning.enlarging import out_of_memory
-
     progress = _Progress(len(jobs))
     for done, job in enumerate(jobs):
         progress.begin(job)

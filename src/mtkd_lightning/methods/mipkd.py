@@ -115,11 +115,10 @@ class Mixer(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Decode the mixture of both features, and the teacher's alone; both (b, teacher's channels, h, w).
 
-        The mask has an own value for each picture, channel and place. It is drawn from the CPU's generator, so that a
-        seed gives the same one on every device.
+        The mask has an own value for each picture, channel and place.
         """
         latent = self.encode_teacher(teacher)
-        takes = (torch.rand(latent.shape, device="cpu") < share).to(latent.device, non_blocking=True)
+        takes = torch.rand(latent.shape, device=latent.device) < share
         return self.decode(torch.where(takes, self.encode_student(student), latent)), self.decode(latent)
 
 
