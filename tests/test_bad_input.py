@@ -1,13 +1,17 @@
 """Every refusal says what was got, what is allowed and what to do, and leaves nothing half-written."""
 
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+
+from mtkd_lightning.errors import MTKDError, enough_memory
 
 FOLDERS = ("data=folders", "data.validation_pictures=1")
 NO_BENCHMARKS = "stages=[teachers,aggregation,distillation]"
@@ -286,6 +290,23 @@ def test_too_little_space_for_the_teachers_pictures_is_said_before_anything_is_t
     assert "the teachers' pictures need" in written
     assert "teacher.bits=8" in written
     assert not (tmp_path / "weights").exists()
+
+
+def test_what_there_is_no_memory_for():
+    with (
+        pytest.raises(MTKDError, match=r"^there is not enough memory: take less \(.*allocate"),
+        enough_memory("take less"),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="invalid for input of size"), enough_memory("take less"):
+        torch.zeros(3).view(2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_processes_without_a_gpu_of_their_own(refused, tmp_path):
+    written = refused("trainer=ddp", "trainer.devices=2", "trainer.accelerator=gpu")
+    assert re.search(r"process \d on this machine has no GPU of its own: it sees 0", written)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system of a chosen size")

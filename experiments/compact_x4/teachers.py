@@ -1,7 +1,7 @@
 """What merging the study's teachers can gain: how alike their errors are, and what the best possible merger would give.
 
-On the study's validation pictures, none of which is of a benchmark, in luma with a border of the scale cut off. To be
-run in the folder of the study once its runs are there; printed and written to ``teachers.json`` in that folder.
+On B100, which nobody was trained on and by which nothing is chosen here, in luma with a border of the scale cut off. To
+be run in the folder of the study once its runs are there; printed and written to ``teachers.json`` in that folder.
 
     python experiments/compact_x4/teachers.py data.root=pictures
 """
@@ -44,14 +44,14 @@ def main() -> None:
     pipeline = Pipeline(config)
     teachers = pipeline.teacher
     assert teachers is not None
-    train, validation = pipeline.pictures.train, pipeline.pictures.validation
+    train, pictures = pipeline.pictures.train, pipeline.pictures.benchmarks["B100"]
     few = PairedImages(train.pairs[:: len(train) // FITTED_ON], train.scale, train.store)
     weights = _least_squares(teachers.with_members(few))
     students = {name: load(locate(f"edsr_{name}_compact_x4_seed0", pipeline.maker.weights)) for name in STUDENTS}
-    merged = teachers.with_merged(validation)
+    merged = teachers.with_merged(pictures)
     squares: dict[str, list[float]] = {}
     errors: dict[str, list[Tensor]] = {}
-    for index, (lr, hr, members) in enumerate(_pictures(teachers.with_members(validation))):
+    for index, (lr, hr, members) in enumerate(_pictures(teachers.with_members(pictures))):
         made = dict(zip(teachers.names, members, strict=True))
         stack = torch.stack(members)
         found = {
@@ -66,10 +66,10 @@ def main() -> None:
         for name, picture in found.items():
             squares.setdefault(name, []).append((picture - hr).square().mean().item())
             if not name.startswith("closest"):
-                errors.setdefault(name, []).append((picture - hr).flatten())
+                errors.setdefault(name, []).append((picture - hr).flatten().double())
     correlation = torch.corrcoef(torch.stack([torch.cat(x) for x in errors.values()])).tolist()
     result = {
-        "pictures": len(validation),
+        "pictures": len(pictures),
         "psnr": {
             name: round(fmean(20 * math.log10(255) - 10 * math.log10(x) for x in y), 3) for name, y in squares.items()
         },
