@@ -144,6 +144,8 @@ def test_the_shell_and_what_it_starts_know_a_command(piece, conf):
         case ["python", "experiments/compact_x4/teachers.py" as script, *arguments]:
             assert (ROOT / script).is_file()
             compose(conf, "", ["+study=compact_x4", *arguments])
+        case ["python", "experiments/compact_x4/bands.py" as script, _]:
+            assert (ROOT / script).is_file()
         case ["srun" | "torchrun", *rest]:
             assert piece.needs in ("SLURM", "several GPUs")
             at = rest.index("mtkd_lightning")
