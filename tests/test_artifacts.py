@@ -44,6 +44,7 @@ def test_what_is_saved_is_found(path, weights):
     assert (found.record["steps"], found.record["metrics"]) == (5, {"val/psnr": 30.0})
     assert found.record["versions"]["torch"] == torch.__version__
     assert sorted(file.name for file in path.parent.iterdir()) == ["net.json", "net.safetensors"]
+    assert path.stat().st_mode == path.with_suffix(".json").stat().st_mode  # readable by others, too
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])

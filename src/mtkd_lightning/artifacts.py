@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from mtkd_lightning.errors import MTKDError
@@ -81,7 +82,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], **re
     enough = {"config": {key: config[key] for key in ("stage", "scale", "network") if key in config}}
     contiguous = {name: x.detach().to("cpu").contiguous() for name, x in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, {EMBEDDED: json.dumps(enough)})
+        # Not save_file, whose files no other user may read.
+        temporary.write_bytes(to_bytes(contiguous, {EMBEDDED: json.dumps(enough)}))
         sha256 = file_sha256(temporary)
     record = {"config_hash": config_hash(config), "sha256": sha256, **record, **provenance(), "config": config}
     write_json(path.with_suffix(".json"), record)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
 
 from mtkd_lightning.comparison import Group
 from mtkd_lightning.errors import MTKDError
@@ -44,7 +45,7 @@ def _write(path: Path, record: dict[str, Any], target: Path) -> None:
     }
     with replacing(target) as temporary:
         with safe_open(path, "np") as file:
-            save_file(tensors, temporary, file.metadata())
+            temporary.write_bytes(to_bytes(tensors, file.metadata()))
         sha256 = file_sha256(temporary)
     write_json(target.with_suffix(".json"), {**record, "sha256": sha256, "stored_as": "float16"})
 
