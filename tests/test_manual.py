@@ -265,6 +265,8 @@ def prepared(tmp_path_factory) -> tuple[Path, dict[str, str]]:
         save(astronaut()[80 * i :][:96, 180:280], folder / f"pictures/benchmarks/Set5/HR/{i}.png")
     save(chelsea()[100:160, 120:204], folder / "photos/cat.jpg")
     save(astronaut()[:60, 180:260], folder / "photos/people/astronaut.png")
+    students = "experiments/compact_x4/students"
+    shutil.copytree(ROOT / students, folder / students)
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "MTKD_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
