@@ -15,7 +15,7 @@ def test_the_student_beats_bicubic_and_the_aggregator_every_teacher(tmp_path, mo
     subprocess.run(command, cwd=tmp_path, check=True, timeout=1800)
     (results,) = tmp_path.glob("runs/*/results.csv")
     with results.open() as file:
-        psnr = {row["network"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
+        psnr = {row["network"]: float(row["psnr"]) for row in csv.DictReader(file)}
     assert psnr["student"] >= psnr["bicubic"] + gain
     best = max(value for network, value in psnr.items() if network.startswith("teacher"))
     assert psnr["aggregator dctswin_repaired_tiny"] >= best
