@@ -80,6 +80,7 @@ def test_what_the_configuration_does_not_have(tmp_path, overrides, expected):
         ("teacher.only=[edsr,vdsr]", "teacher.only='vdsr': allowed are edsr, swinir"),
         ("trainer.accumulate_grad_batches=3", "does not cut training.teachers.batch_size=2 into equal parts"),
         ("teacher.only=edsr", "teacher.only=edsr: it must be a list such as teacher.only=[edsr]"),
+        ("data=folders data.root=a data.exclude=b", "data.exclude=b: it must be a list such as data.exclude=[b]"),
         ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0: it must be a whole number above 0"),
         (
             "training.teachers.scheduler.warmup=500",

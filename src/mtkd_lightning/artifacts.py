@@ -137,14 +137,19 @@ def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any
     )
 
 
+STEADIER = (
+    "Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, a share of the steps), or "
+    "use trainer.precision=32-true; a changed recipe starts anew."
+)
+
+
 def refuse_broken(tensors: Mapping[str, Tensor], what: object) -> None:
     """Raise MTKDError if a weight is infinite or no number."""
     broken = [name for name, x in tensors.items() if not torch.isfinite(x).all()]
     if broken:
         raise MTKDError(
             f"{len(broken)} weights for {what} are not finite, {broken[0]} first; they were not written, the last "
-            "checkpoint is kept. Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of "
-            "cosine, a share of the steps), or use trainer.precision=32-true; a changed recipe starts anew."
+            f"checkpoint is kept. {STEADIER}"
         )
 
 

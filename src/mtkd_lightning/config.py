@@ -59,10 +59,10 @@ def check(config: DictConfig) -> None:
                 f"catalogue), folder=... (pictures), or +backbone@teacher.members.{name}.backbone=..., "
                 f"one of {', '.join(sorted(path.stem for path in (CONF / 'backbone').glob('*.yaml')))}"
             )
-    only = config.teacher.only
-    if isinstance(only, str):
-        raise MTKDError(f"teacher.only={only}: it must be a list such as teacher.only=[{only}]")
-    for name in only or ():
+    for key in ("teacher.only", "data.exclude"):
+        if isinstance(value := OmegaConf.select(config, key), str):
+            raise MTKDError(f"{key}={value}: it must be a list such as {key}=[{value}]")
+    for name in config.teacher.only or ():
         _refuse_value("teacher.only", name, tuple(config.teacher.members))
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("teacher.bits", config.teacher.bits, (8, 16))

@@ -81,7 +81,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def alone(lock: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock file, saying ``waiting`` while another process does; the system lets go of it when a process dies."""
+    """Hold a lock file, saying ``waiting`` while another process does; the system lets go of it when a process dies.
+
+    Its folder is made.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
         held.acquire(timeout=0)

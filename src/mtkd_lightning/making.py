@@ -184,7 +184,6 @@ def _learned(student: nn.Module) -> nn.Module:
 @contextmanager
 def _exclusive(run: Path) -> Iterator[None]:
     """Hold what one job may train at a time."""
-    run.mkdir(parents=True, exist_ok=True)
     with alone(run / ".lock", f"Another run is training {run.name}; waiting for it."):
         for left_by_a_killed_run in run.glob(".*.tmp"):
             left_by_a_killed_run.unlink()

@@ -108,9 +108,8 @@ class SRModule(LightningModule):
     def _refuse_nan(self, batch: SRBatch) -> None:
         if not all(map(_is_finite, self.shown.values())):
             raise MTKDError(
-                f"the loss is not finite at step {self.global_step}: {self.shown}, on {sorted(set(batch.name))}. Lower "
-                "the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, a share of the "
-                "steps), or use trainer.precision=32-true; a changed recipe starts anew."
+                f"the loss is not finite at step {self.global_step}: {self.shown}, on {sorted(set(batch.name))}. "
+                f"{artifacts.STEADIER}"
             )
 
 

@@ -66,7 +66,6 @@ class Scoring:
 
     def make(self) -> None:
         """Score what is not scored yet, keep pictures for the report, and tell the loggers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder / ".lock", f"Another run is at work on {self.config.name}; waiting for it."):
             self._make()
 
@@ -121,7 +120,6 @@ class Scoring:
     def _scores_of(self, others: dict[str, nn.Module]) -> dict[str, Any]:
         """Scores of all networks but the student, measured once for all runs that have the same teachers."""
         path, of = self._others_scored()
-        path.parent.mkdir(parents=True, exist_ok=True)
         with alone(path.with_suffix(".lock"), "Another run scores the teachers; waiting for it."):
             if (known := read_json(path)) is not None and known.pop("of", None) == of:
                 log.info("evaluation: the teachers' scores are in %s.", path)

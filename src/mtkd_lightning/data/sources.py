@@ -196,8 +196,6 @@ def _hr_folder(root: Path, hr: str, scale: int) -> list[Pair]:
 
 
 def _without(pairs: list[Pair], exclude: Sequence[str], where: Path) -> list[Pair]:
-    if isinstance(exclude, str):
-        raise MTKDError(f"data.exclude={exclude}: it must be a list such as data.exclude=[{exclude}]")
     if absent := sorted(set(exclude) - {pair.name for pair in pairs}):
         raise MTKDError(
             f"data.exclude names {absent[0]}, and there is no such picture in {where}; a name is the path below that "

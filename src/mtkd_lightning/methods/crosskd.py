@@ -20,7 +20,7 @@ from mtkd_lightning.backbones.base import Backbone
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1
 from mtkd_lightning.methods.base import Method, kept_picture
-from mtkd_lightning.methods.taps import describe_pairs, pair_taps, readable, resumable, value_range
+from mtkd_lightning.methods.taps import describe_pairs, pair_taps, readable, value_range, with_tail
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
 
@@ -51,7 +51,7 @@ class CrossKD(Method):
         if not dual >= 0:
             raise MTKDError(f"method.dual={dual}: a weight is 0 or more")
         self.dual = dual
-        networks = (resumable if dual else readable)("student", student), resumable("teacher", teacher.net)
+        networks = (with_tail if dual else readable)("student", student), with_tail("teacher", teacher.net)
         own, other = (network.tap_channels["deep"] for network in networks)
         own_range, other_range = map(value_range, networks)
         self.range_ratio = other_range / own_range
@@ -70,7 +70,7 @@ class CrossKD(Method):
             made, other = self.teacher.features(batch.lr, ["deep"])
             response = made if response is None else response
         crossing = self.adapter(own["deep"] * self.range_ratio)
-        cross = resumable("teacher", self.teacher.net).reconstruct(crossing, batch.lr)
+        cross = with_tail("teacher", self.teacher.net).reconstruct(crossing, batch.lr)
         terms = self.weighted(
             {"ground_truth": l1(sr, batch.hr), "response": l1(sr, response), "cross": l1(cross, response)}
         )

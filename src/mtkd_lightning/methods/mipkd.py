@@ -24,7 +24,7 @@ from mtkd_lightning.backbones.base import Backbone, conv3x3
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.losses.pixel import l1
 from mtkd_lightning.methods.base import Method, kept_picture
-from mtkd_lightning.methods.taps import Taps, describe_pairs, pair_taps, readable, resumable, value_range
+from mtkd_lightning.methods.taps import Taps, describe_pairs, pair_taps, readable, value_range, with_tail
 from mtkd_lightning.teachers.teacher import Teacher
 from mtkd_lightning.typing import SRBatch
 
@@ -66,7 +66,7 @@ class MiPKD(Method):
             )
         self.deep = teacher_taps.index("deep")
         self.share = share
-        networks = readable("student", student), resumable("teacher", teacher.net)
+        networks = readable("student", student), with_tail("teacher", teacher.net)
         own, other = (network.tap_channels for network in networks)
         self.own_range, self.other_range = map(value_range, networks)
         self.mixers = nn.ModuleList(Mixer(own[s], other[t]) for s, t in self.pairs)
@@ -88,7 +88,7 @@ class MiPKD(Method):
         ]
         mixtures, restored = zip(*mixed, strict=True)
         deep = mixtures[self.deep] * self.other_range
-        served = resumable("teacher", self.teacher.net).reconstruct(deep, batch.lr)
+        served = with_tail("teacher", self.teacher.net).reconstruct(deep, batch.lr)
         return self.weighted(
             {
                 "feature": _distance(mixtures, targets),

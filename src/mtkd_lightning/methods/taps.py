@@ -13,8 +13,8 @@ Taps = Sequence[float] | Mapping[str, str]
 """Relative depths, from 0 (shallow) to 1 (deep), or explicit pairs {student tap: teacher tap}."""
 
 
-def resumable(role: str, network: nn.Module) -> Backbone:
-    """Give a network that can begin from its deep feature.
+def with_tail(role: str, network: nn.Module) -> Backbone:
+    """Give a network whose tail can be run on a deep feature.
 
     Raises:
         MTKDError: it is an ensemble, or a network that is not one of conf/backbone.
