@@ -245,7 +245,8 @@ def test_a_killed_process_lets_go_of_its_picture(many):
     dying = share(many, 60)
     assert dying.stdout.readline() == "made\n"
     other = share(many, 0)
-    while len(list((many / "cache").rglob("*.npy"))) < 11:
+    # A picture's lock goes after the picture is there.
+    while len(list((many / "cache").rglob("*.npy"))) < 11 or len(list((many / "cache").rglob("*.lock"))) > 1:
         assert other.poll() is None
     assert other.poll() is None  # it waits for the last
     (folder,) = (many / "cache").iterdir()
