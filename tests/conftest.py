@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def killed_job() -> Callable[..., None]:
         )
         while not when.exists():
             assert process.poll() is None, "the job ended before it could be killed"
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
 

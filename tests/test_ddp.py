@@ -222,7 +222,11 @@ def test_scores_are_those_of_one_process_and_the_teacher_is_in_no_bucket(tmp_pat
             )
             for k in range(number)
         ]
-        assert [process.wait(120) for process in started] == [0] * number
+        try:
+            assert [process.wait(120) for process in started] == [0] * number
+        finally:
+            for process in started:
+                process.kill()
         outputs += [json.loads((output / f"{k}.json").read_text()) for k in range(number)]
     for seen in outputs:
         assert seen["metrics"] == outputs[0]["metrics"]  # all digits

@@ -373,7 +373,7 @@ def test_nobody_answers(server, path):
 
 
 def test_a_silent_server(server, path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    monkeypatch.setattr(download, "TIMEOUT", 2.0)
     silence = threading.Event()
     server.replies = [Reply(cut=100_000, wait=silence)]
     try:

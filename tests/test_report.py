@@ -346,8 +346,7 @@ def test_the_command(runs, tmp_path):
         )
         for _ in range(2)  # as two jobs of a sweep that end at once
     ]
-    for job in jobs:
-        output, imports = job.communicate(timeout=120)
+    for job, (output, imports) in [(job, job.communicate(timeout=120)) for job in jobs]:
         assert job.returncode == 0, output
         assert "Report: here/index.html" in output
         assert re.search(r"\| +jinja2$", imports, re.MULTILINE)

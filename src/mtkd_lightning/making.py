@@ -186,5 +186,5 @@ def _exclusive(run: Path) -> Iterator[None]:
     """Hold what one job may train at a time."""
     with alone(run / ".lock", f"Another run is training {run.name}; waiting for it."):
         for left_by_a_killed_run in run.glob(".*.tmp"):
-            left_by_a_killed_run.unlink()
+            left_by_a_killed_run.unlink(missing_ok=True)
         yield

@@ -132,7 +132,8 @@ class Pipeline:
         metrics, folder = scoring.found(), scoring.folder
         if metrics is None:
             raise MTKDError(f"there is no {folder / 'metrics.json'} of these networks; add evaluation to stages=[...]")
-        table = write_tables(metrics, folder, self.config.name, self.pictures.note)
+        with scoring.alone():
+            table = write_tables(metrics, folder, self.config.name, self.pictures.note)
         log.info("\n%s\nTable: %s and results.csv", table, folder / "results.md")
         page = write_report([self.maker.runs], Path(self.config.paths.root).expanduser() / "report")
         log.info("Report: %s", page)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,12 @@ class Scoring:
 
     def make(self) -> None:
         """Score what is not scored yet, keep pictures for the report, and tell the loggers."""
-        with alone(self.folder / ".lock", f"Another run is at work on {self.config.name}; waiting for it."):
+        with self.alone():
             self._make()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the run's folder, which a second run of this name, once it has it, clears of half-written files."""
+        return alone(self.folder / ".lock", f"Another run is at work on {self.config.name}; waiting for it.")
 
     def _make(self) -> None:
         asked = pictures.chosen(self.benchmarks, self.config.report.pictures)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -272,10 +273,10 @@ def test_a_root_that_cannot_be_written(prepare, tmp_path):
 
 def test_the_command_goes_on_when_killed_and_waits_for_another(overrides, served, pictures, tmp_path):
     """Killed while it unpacks and while it makes LR; the third one waits, then does what is left."""
-    many = {f"DIV2K_train_HR/{i:03}.png": pictures[i % 9] for i in range(150)}
+    many = {f"DIV2K_train_HR/{i:03}.png": pictures[i % 9] for i in range(600)}
     zip_of(served[0] / "DIV2K_train_HR.zip", many)
     command = [sys.executable, "-m", "mtkd_lightning.data", *overrides("div2k")]
-    command += ["datasets.div2k.sets.train.pictures=150", "scales=[2]"]
+    command += ["datasets.div2k.sets.train.pictures=600", "scales=[2]"]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     start = partial(subprocess.Popen, command, cwd=tmp_path, **pipe)
     root = tmp_path / "root"
@@ -286,14 +287,16 @@ def test_the_command_goes_on_when_killed_and_waits_for_another(overrides, served
         with start() as process:
             while not unfinished.exists():
                 assert process.poll() is None, process.stdout.read()
+                time.sleep(0.001)
             process.send_signal(signal.SIGKILL)
         assert not folder.exists()
         kept[name] = unfinished.stat().st_ino
 
     with FileLock(root / ".lock"):
         process = start()
-        assert "Another run is preparing" in process.stdout.readline()
+        waiting = process.stdout.readline()
     written, _ = process.communicate(timeout=60)
+    assert "Another run is preparing" in waiting
     assert process.returncode == 0, written
     assert "unpacking DIV2K_train_HR.zip" not in written
     assert "Ready: train with data=div2k" in written
@@ -302,8 +305,8 @@ def test_the_command_goes_on_when_killed_and_waits_for_another(overrides, served
     assert {path.name for path in tmp_path.iterdir()} == {"served", "root", "cache", "one.png"}
     folders = json.loads((root / "manifest.json").read_text())["folders"]
     assert {name: len(folder["pictures"]) for name, folder in folders.items()} == {
-        "DIV2K_train_HR": 150,
-        "DIV2K_train_LR_bicubic/X2": 150,
+        "DIV2K_train_HR": 600,
+        "DIV2K_train_LR_bicubic/X2": 600,
         "DIV2K_valid_HR": 2,
         "DIV2K_valid_LR_bicubic/X2": 2,
     }

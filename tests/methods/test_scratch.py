@@ -17,7 +17,7 @@ def batch() -> SRBatch:
 
 def aggregation() -> Scratch:
     """Stage 1 of MTKD."""
-    aggregator = DCTSwin(2, 2, embed_dim=4, depths=[2], num_heads=[2], features=4)
+    aggregator = DCTSwin(2, 2, embed_dim=4, depths=[2], num_heads=[2], drop_path_rate=0.0, features=4)
     return Scratch(Ensemble({"a": Teacher(EDSR(**SMALL)), "b": Teacher(EDSR(**SMALL))}, aggregator))
 
 

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -222,11 +223,6 @@ TeacherCache(Path("cache"), Settings(), "a").make(pairs, Slow, torch.device("cpu
 """
 
 
-def share(folder: Path, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, "-c", SHARE, str(seconds)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-
-
 @pytest.fixture
 def many(tmp_path, picture) -> Path:
     for k in range(12):
@@ -234,17 +230,34 @@ def many(tmp_path, picture) -> Path:
     return tmp_path
 
 
-def test_processes_share_the_work(many):
-    made = [process.communicate(timeout=120)[0].count("made") for process in [share(many, 0.3) for _ in range(2)]]
+@pytest.fixture
+def share(many) -> Iterator[Callable[[float], subprocess.Popen]]:
+    """Start a process that makes the pictures' cache, so many seconds a picture."""
+    started = []
+
+    def start(seconds: float) -> subprocess.Popen:
+        command = [sys.executable, "-c", SHARE, str(seconds)]
+        started.append(subprocess.Popen(command, cwd=many, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_processes_share_the_work(many, share):
+    made = [process.communicate(timeout=120)[0].count("made") for process in [share(0.3) for _ in range(2)]]
     assert sum(made) == 12
     assert len(list((many / "cache").rglob("*.npy"))) == 12
     assert not list((many / "cache").rglob("*.lock"))
 
 
-def test_a_killed_process_lets_go_of_its_picture(many):
-    dying = share(many, 60)
+def test_a_killed_process_lets_go_of_its_picture(many, share):
+    dying = share(60)
     assert dying.stdout.readline() == "made\n"
-    other = share(many, 0)
+    other = share(0)
     # A picture's lock goes after the picture is there.
     while len(list((many / "cache").rglob("*.npy"))) < 11 or len(list((many / "cache").rglob("*.lock"))) > 1:
         assert other.poll() is None
@@ -255,5 +268,5 @@ def test_a_killed_process_lets_go_of_its_picture(many):
     dying.kill()
     dying.communicate()
     assert other.communicate(timeout=120)[0].count("made") == 12
-    assert share(many, 0).communicate(timeout=120)[0] == ""
+    assert share(0).communicate(timeout=120)[0] == ""
     assert len(list(folder.glob("*.npy"))) == 12
