@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -194,6 +195,16 @@ def test_two_runs_at_once_make_an_artefact_once(tmp_path, command):
     assert sum(output.count("for 60 steps") for output in outputs) == 2, outputs
     assert any("waiting for it" in output for output in outputs), outputs
     assert "metrics.json is there" in "".join(outputs), outputs
+
+
+def test_tables_wait_for_a_run_that_would_clear_them_away(copy, command):
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    lock = FileLock(copy / "runs/tiny/.lock")
+    with lock.acquire(), subprocess.Popen(command("stages=[report]"), cwd=copy, **pipe) as run:
+        assert any("Another run is at work on tiny; waiting for it." in line for line in run.stdout)
+        lock.release()
+        assert "Table: runs/tiny/results.md" in run.communicate(timeout=120)[0]
+    assert run.returncode == 0
 
 
 def test_existing_remake_puts_the_old_one_aside(copy, job):
