@@ -92,7 +92,7 @@ def test_configurations(name):
     node = OmegaConf.load(CONF / "method" / f"{name}.yaml")
     method = build(node, student=EDSR(2, features=4, blocks=8), teacher=Teacher(EDSR(2, features=6, blocks=16)))
     assert type(method) is NAMES[name]
-    assert method.weights == {"response": 0.5, "ground_truth": 0.5, "feature": {"at": 1.0, "fakd": 0.04}[name]}
+    assert method.weights == {"response": 0.5, "ground_truth": 0.5, "feature": {"at": 0.01, "fakd": 0.04}[name]}
     assert method.pairs == [("block2", "block4"), ("block4", "block10"), ("deep", "deep")]
 
 
