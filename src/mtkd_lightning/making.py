@@ -103,7 +103,7 @@ class Maker:
             return found
         with ExitStack() as held:
             # The first rank alone asks, holds and writes; what it finds, all do.
-            ranks.first(held.enter_context, _exclusive(self.runs / stem))
+            ranks.first(held.enter_context, exclusive(self.runs / stem))
             if (
                 found := ranks.first(self._asked, artifacts.find, path, config, remake=artifacts.put_aside)
             ) is not None:
@@ -182,9 +182,9 @@ def _learned(student: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _exclusive(run: Path) -> Iterator[None]:
-    """Hold what one job may train at a time."""
-    with alone(run / ".lock", f"Another run is training {run.name}; waiting for it."):
+def exclusive(run: Path) -> Iterator[None]:
+    """Hold a run's folder, which is cleared of half-written files: so whoever writes into it must hold it."""
+    with alone(run / ".lock", f"Another run is at work on {run.name}; waiting for it."):
         for left_by_a_killed_run in run.glob(".*.tmp"):
             left_by_a_killed_run.unlink(missing_ok=True)
         yield

@@ -18,7 +18,7 @@ from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError, enough_memory
 from mtkd_lightning.lineup import Lineup
-from mtkd_lightning.making import Maker, say_progress
+from mtkd_lightning.making import Maker, exclusive, say_progress
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.metrics.functional import SSIM_SIDE
 from mtkd_lightning.network_tables import write_tables
@@ -132,7 +132,7 @@ class Pipeline:
         metrics, folder = scoring.found(), scoring.folder
         if metrics is None:
             raise MTKDError(f"there is no {folder / 'metrics.json'} of these networks; add evaluation to stages=[...]")
-        with scoring.alone():
+        with exclusive(folder):
             table = write_tables(metrics, folder, self.config.name, self.pictures.note)
         log.info("\n%s\nTable: %s and results.csv", table, folder / "results.md")
         page = write_report([self.maker.runs], Path(self.config.paths.root).expanduser() / "report")

@@ -3,7 +3,6 @@
 import itertools
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mtkd_lightning.evaluation import Bicubic
 from mtkd_lightning.files import alone, read_json, write_json
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.loggers import Tracker
-from mtkd_lightning.making import Maker, load
+from mtkd_lightning.making import Maker, exclusive, load
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture
 
@@ -67,12 +66,8 @@ class Scoring:
 
     def make(self) -> None:
         """Score what is not scored yet, keep pictures for the report, and tell the loggers."""
-        with self.alone():
+        with exclusive(self.folder):
             self._make()
-
-    def alone(self) -> AbstractContextManager[None]:
-        """Hold the run's folder, which a second run of this name, once it has it, clears of half-written files."""
-        return alone(self.folder / ".lock", f"Another run is at work on {self.config.name}; waiting for it.")
 
     def _make(self) -> None:
         asked = pictures.chosen(self.benchmarks, self.config.report.pictures)
