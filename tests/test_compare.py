@@ -468,6 +468,35 @@ def test_several_folders_and_copies(tables, comparing, tmp_path):
     assert "edsr_scratch has two results of seed 0, a/" in written
 
 
+def test_records_stand_for_the_runs(tables, comparing, tmp_path):
+    """The same tables come from them, and the figure, when the runs are gone; a new run can be put beside them."""
+    of_long = {"fairness": {"steps": 10_000}}
+    for seed in (0, 1):
+        scratch(tmp_path / "runs", seed, offset=0.01 * seed)
+        kd(tmp_path / "runs", seed)
+    kd(tmp_path / "runs", **of_long)
+    asked = ("records=true", "figure=true")
+    tables(*asked)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "comparison").glob("*.*")}
+    assert made.keys() == {"comparison.md", "comparison.svg", "results.csv"}
+    (tmp_path / "comparison/runs").rename(tmp_path / "kept")
+    for path in (tmp_path / "runs").glob("*/metrics.json"):
+        assert (tmp_path / "kept" / path.parent.name / "metrics.json").stat().st_size < path.stat().st_size
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    tables("runs=kept", *asked)
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "comparison").glob("*.*")}
+    kd(tmp_path / "new", method="at", name="at")
+    first, _ = tables("runs=[kept,new]")
+    assert first.keys() == {"edsr_scratch", "edsr_kd", r"edsr_at\*"}
+    # One file would take the place of the other.
+    kd(tmp_path / "new", name="run0", method="fakd")
+    status, written = comparing("runs=[kept,new]", "records=true")
+    assert status == 1
+    assert "two runs have one name, " in written
+    assert "kept/run0/metrics.json" in written
+    assert "new/run0/metrics.json" in written
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -479,6 +508,7 @@ def test_several_folders_and_copies(tables, comparing, tmp_path):
         (["only=edsr_kd", "baseline=edsr_scratch"], "baseline: there is no variant 'edsr_scratch'"),
         (["unmatched=maybe"], "unmatched=maybe: allowed are refuse, mark"),
         (["figure=1"], "figure=1: allowed are true, false"),
+        (["records=1"], "records=1: allowed are true, false"),
         (["+onli=a"], "no key 'onli': did you mean only?"),
         (["output=runs/run0/metrics.json"], "cannot be written"),
     ],

@@ -33,7 +33,7 @@ def run(config: DictConfig) -> None:
     """
     if config.unmatched not in ("refuse", "mark"):
         raise MTKDError(f"unmatched={config.unmatched}: allowed are refuse, mark")
-    for key in ("figure", "students"):
+    for key in ("figure", "students", "records"):
         if not isinstance(config[key], bool):
             raise MTKDError(f"{key}={config[key]}: allowed are true, false")
     if config.figure:
@@ -55,6 +55,10 @@ def run(config: DictConfig) -> None:
         from mtkd_lightning.students import write_students
 
         write_students(groups, output / "students")
+    if config.records:
+        from mtkd_lightning.records import write_records
+
+        write_records(groups, output / "runs")
     if config.figure:
         draw(groups, [title(group, pairs) for group in groups], output / "comparison.svg")
     figure = f"; figure: {output / 'comparison.svg'}" if config.figure else ""
