@@ -23,7 +23,7 @@ from mtkd_lightning.networks import load, locate
 from mtkd_lightning.pipeline import Pipeline
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-ALONE = {"scratch", "scratch_wavelet"}  # without a teacher
+ALONE = {"scratch", "scratch_detail", "scratch_wavelet"}  # without a teacher
 PATCH = "training.distillation.lr_patch=16"  # which DUKD can reduce once more
 
 # The main job several times in one process, which says what is in the batches of the last training of each.

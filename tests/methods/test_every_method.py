@@ -156,7 +156,8 @@ def test_terms_are_finite_scalars_of_known_names(name, kind, batch):
     terms = method(batch)
     assert set(terms) == set(method.terms or {"ground_truth"})
     assert all(value.shape == () and value.dtype == torch.float32 for value in terms.values())
-    assert all(value.isfinite() and value > 0 for value in terms.values())
+    assert all(value.isfinite() for value in terms.values())
+    assert all((value > 0) == (method.weights.get(name, 1) > 0) for name, value in terms.items())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "network, kept picture" in kinds(name)])
