@@ -144,7 +144,7 @@ def test_the_shell_and_what_it_starts_know_a_command(piece, conf):
         case ["python", "experiments/compact_x4/teachers.py" as script, *arguments]:
             assert (ROOT / script).is_file()
             compose(conf, "", ["+study=compact_x4", *arguments])
-        case ["python", "experiments/compact_x4/bands.py" as script, _]:
+        case ["python", ("experiments/compact_x4/bands.py" | "experiments/compact_x4/gradients.py") as script, _]:
             assert (ROOT / script).is_file()
         case ["srun" | "torchrun", *rest]:
             assert piece.needs in ("SLURM", "several GPUs")
@@ -265,8 +265,7 @@ def prepared(tmp_path_factory) -> tuple[Path, dict[str, str]]:
         save(astronaut()[80 * i :][:96, 180:280], folder / f"pictures/benchmarks/Set5/HR/{i}.png")
     save(chelsea()[100:160, 120:204], folder / "photos/cat.jpg")
     save(astronaut()[:60, 180:260], folder / "photos/people/astronaut.png")
-    students = "experiments/compact_x4/students"
-    shutil.copytree(ROOT / students, folder / students)
+    shutil.copytree(ROOT / "experiments", folder / "experiments")
     env = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "MTKD_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
