@@ -22,6 +22,7 @@ from mtkd_lightning.metrics.functional import luma
 SCALE = 4
 LEVELS = 4
 SIDE = 2**LEVELS  # of a coefficient of the last level in pixels
+BANDS = [*(f"level {level + 1}" for level in range(LEVELS)), "low-pass"]
 
 
 @torch.no_grad()
@@ -35,18 +36,22 @@ def main() -> None:
     sums = torch.zeros(len(networks), LEVELS + 1)
     files = list_pictures(Path(sys.argv[1]))
     for file in files:
-        hr = read_rgb(file)
-        hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
-        lr = batched(downscale(hr, SCALE))
-        sums += torch.stack([bands(haar, network(lr), batched(hr)) for network in networks.values()])
-    names = [*(f"level {level + 1}" for level in range(LEVELS)), "low-pass"]
+        lr, hr = map(batched, pair(file))
+        sums += torch.stack([bands(haar, network(lr), hr) for network in networks.values()])
     found = {
-        name: dict(zip(names, (round(x, 2) for x in row), strict=True))
+        name: dict(zip(BANDS, (round(x, 2) for x in row), strict=True))
         for name, row in zip(networks, (sums / len(files)).tolist(), strict=True)
     }
     text = json.dumps(found, indent=1)
     print(text)
     Path("bands.json").write_text(text + "\n")
+
+
+def pair(file: Path) -> tuple[RGB, RGB]:
+    """LR and HR picture of a file, (h, w, 3)."""
+    hr = read_rgb(file)
+    hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
+    return downscale(hr, SCALE), hr
 
 
 def batched(picture: RGB) -> torch.Tensor:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bands import LEVELS, SCALE, batched
+from bands import BANDS, LEVELS, SCALE, batched, pair
 from pytorch_wavelets import DWTForward, DWTInverse
 from torch.nn import L1Loss, MSELoss
 
 from mtkd_lightning import load
-from mtkd_lightning.data.images import list_pictures, read_rgb
-from mtkd_lightning.data.resize import downscale
+from mtkd_lightning.data.images import list_pictures
 from mtkd_lightning.losses.wavelet import WaveletLoss
 
 BATCHES, BATCH, PATCH = 16, 16, 24  # as in training; a patch in LR pixels
@@ -32,7 +31,7 @@ LOSSES = {
     **{f"{levels} level{'s' * (levels > 1)}": WaveletLoss(levels=levels, low_weight=0) for levels in (1, 2, 3, 4)},
     "4 levels and low-pass": WaveletLoss(levels=4),
 }
-BANDS = [*(f"level {level + 1}" for level in range(LEVELS)), "low-pass"]
+HAAR, INVERSE = DWTForward(J=LEVELS, wave="haar", mode="zero"), DWTInverse(wave="haar", mode="zero")
 
 
 def main() -> None:
@@ -69,9 +68,7 @@ def batches(folder: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for _ in range(BATCHES):
         pairs = []
         for file in random.choice(len(files), BATCH, replace=False):
-            hr = read_rgb(files[file])
-            hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
-            lr = downscale(hr, SCALE)
+            lr, hr = pair(files[file])
             top, left = (random.integers(side - PATCH + 1) for side in lr.shape[:2])
             windows = ((x, PATCH * s, top * s, left * s) for x, s in ((lr, 1), (hr, SCALE)))
             pairs.append([batched(x[y : y + size, z : z + size]) for x, size, y, z in windows])
@@ -81,11 +78,11 @@ def batches(folder: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def parts(gradient: torch.Tensor) -> Iterator[torch.Tensor]:
     """Of each level, and of the low-pass picture; they add up to the whole."""
-    low, high = DWTForward(J=LEVELS, wave="haar", mode="zero")(gradient)
-    inverse, nothing = DWTInverse(wave="haar", mode="zero"), [torch.zeros_like(band) for band in high]
+    low, high = HAAR(gradient)
+    nothing = [torch.zeros_like(band) for band in high]
     for level in range(LEVELS):
-        yield inverse((torch.zeros_like(low), [*nothing[:level], high[level], *nothing[level + 1 :]]))
-    yield inverse((low, nothing))
+        yield INVERSE((torch.zeros_like(low), [*nothing[:level], high[level], *nothing[level + 1 :]]))
+    yield INVERSE((low, nothing))
 
 
 def shares(values: torch.Tensor) -> dict[str, float]:
