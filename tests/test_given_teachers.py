@@ -116,6 +116,20 @@ def test_a_teacher_below_bicubic_is_refused(pictures, tmp_path, refused):
     assert not (tmp_path / "weights").exists()
 
 
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_an_aggregator_that_does_harm_is_said(pictures, tmp_path, job, cache):
+    """Its only member is the ground truth itself, of which the released one has to learn all."""
+    result = job(
+        tmp_path,
+        *(*FOLDER_MEMBER, "~teacher.members.edsr", f"+teacher.members.same.folder={tmp_path / 'same'}"),
+        *("+variant=dctswin", f"teacher.cache={cache}", "stages=[aggregation,distillation]"),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "on a few validation pictures, mean of its members inf dB." in result.stdout
+    assert "aggregator dctswin_repaired_tiny_as_released is behind the mean of its members" in result.stdout
+    assert "aggregator=mean" in result.stdout
+
+
 def test_the_compact_trio_teaches(shared, pictures, tmp_path, job, monkeypatch):
     """Real weights, by their names in the catalogue, from a local mirror."""
     monkeypatch.setenv("MTKD_LIGHTNING_MIRROR", str(shared / "weights"))
@@ -129,6 +143,8 @@ def test_the_compact_trio_teaches(shared, pictures, tmp_path, job, monkeypatch):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "teacher dctlsa: " in result.stdout
+    assert "aggregator dctswin_repaired_tiny: " in result.stdout
+    assert "is behind the mean" not in result.stdout
     assert (tmp_path / "weights/tiny_smfanet_plus_df2k-lkdn-dctlsa_x2_dctswin_repaired_tiny.safetensors").is_file()
 
 

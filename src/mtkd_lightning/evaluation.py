@@ -160,27 +160,26 @@ def enlarge(network: nn.Module, batch: SRBatch) -> Tensor | None:
         return None if batch.teacher_sr is None else network(batch.lr, batch.teacher_sr)
 
 
-def beside_bicubic(
-    network: nn.Module, pairs: PairedImages, device: torch.device, *, most: int = 4, side: int = 64
-) -> tuple[float, float]:
-    """PSNR-Y in dB of a network and of bicubic, on the middle (LR ``side`` squared) of the first few pictures.
+def glance(
+    networks: Sequence[nn.Module], pairs: PairedImages, device: torch.device, *, most: int = 4, side: int = 64
+) -> list[float]:
+    """PSNR-Y in dB of each network on the middle (LR ``side`` squared) of the first few pictures.
 
     Args:
-        network: maps LR to SR.
-        pairs: pictures that it may be tried on.
-        device: where it runs.
+        networks: from LR to SR.
+        pairs: pictures that they may be tried on, with teachers' pictures for networks that take such.
+        device: where they run.
         most: pictures at most.
         side: of the middle, in LR pixels.
     """
     protocol = Protocol(crop_border=pairs.scale)
-    network.to(device).eval()
-    scores = []
+    scores: list[list[float]] = [[] for _ in networks]
     for index in range(min(most, len(pairs))):
         batch = _middle(on_device(WholePictures(pairs)[index], device), pairs.scale, side)
-        outputs = enlarge(network, batch), enlarge(Bicubic(pairs.scale), batch)
-        scores.append([psnr(sr, batch.hr, protocol).item() for sr in outputs if sr is not None])
-    own, bicubic = map(fmean, zip(*scores, strict=True))
-    return own, bicubic
+        for network, psnrs in zip(networks, scores, strict=True):
+            if (sr := enlarge(network.to(device).eval(), batch)) is not None:
+                psnrs.append(psnr(sr, batch.hr, protocol).item())
+    return [fmean(psnrs) for psnrs in scores]
 
 
 def _middle(batch: SRBatch, scale: int, side: int) -> SRBatch:

@@ -29,6 +29,9 @@ from mtkd_lightning.teachers.teacher import Ensemble, GivenPicture, Teacher
 
 log = logging.getLogger(__name__)
 
+# dB on a few pictures by which an aggregator may be behind the mean of its members and yet be as good.
+NOISE = 0.05
+
 
 class Lineup:
     """Members in their order, and their aggregator.
@@ -48,7 +51,7 @@ class Lineup:
         folders = [Path(folder).expanduser() for folder in self._folders().values()]
         self.has_folders = bool(folders)
         self.pictures = pictures.with_teachers(folders) if folders else pictures
-        self._seen_better: set[str] = set()
+        self._looked_at: set[str] = set()
         self._located: dict[str, networks.Weights] = {}
 
     def _folders(self) -> dict[str, str]:
@@ -172,9 +175,9 @@ class Lineup:
         return member
 
     def _refuse_if_weak(self, name: str, network: nn.Module, pairs: PairedImages) -> None:
-        if name in self._seen_better:
+        if name in self._looked_at:
             return
-        own, bicubic = evaluation.beside_bicubic(network, pairs, self.maker.device)
+        own, bicubic = evaluation.glance([network, evaluation.Bicubic(pairs.scale)], pairs, self.maker.device)
         log.info("teacher %s: %.2f dB on a few validation pictures, bicubic %.2f dB.", name, own, bicubic)
         if not own > bicubic and not self.config.teacher.accept_weak:
             raise MTKDError(
@@ -183,12 +186,32 @@ class Lineup:
                 "another way of making LR pictures are the usual reasons, or a training that was too short. "
                 "To teach with it nevertheless say teacher.accept_weak=true."
             )
-        self._seen_better.add(name)
+        self._looked_at.add(name)
+
+    def _warn_if_behind_mean(self, ensemble: Ensemble, pairs: PairedImages) -> None:
+        """Say in time that an aggregator does harm, as one that was trained too briefly does."""
+        label = f"aggregator {self.config.aggregator_name}"
+        if label in self._looked_at or isinstance(ensemble.aggregator, Mean):
+            return
+        mean = Ensemble(ensemble.members, Mean(pairs.scale, len(ensemble.members)))
+        own, of_mean = evaluation.glance([ensemble, mean], pairs, self.maker.device)
+        log.info("%s: %.2f dB on a few validation pictures, mean of its members %.2f dB.", label, own, of_mean)
+        if own < of_mean - NOISE:
+            log.warning(
+                "%s is behind the mean of its members, and the student learns from it: train it for longer "
+                "(training.aggregation.steps), or say aggregator=mean",
+                label,
+            )
+        self._looked_at.add(label)
 
     def online(self) -> Teacher:
         """What makes a picture of every batch: the ensemble, or its only member where nothing is merged."""
         members = {name: self.approved(name) for name in self.names}
-        return self.alone(members) or Teacher(self.ensemble(members))
+        if alone := self.alone(members):
+            return alone
+        ensemble = self.ensemble(members)
+        self._warn_if_behind_mean(ensemble, self.pictures.validation)
+        return Teacher(ensemble)
 
     def alone(self, members: dict[str, Teacher | None]) -> Teacher | None:
         """The only member, if its picture is the ensemble's."""
@@ -278,8 +301,8 @@ class Lineup:
         cache = self._cache(self.made_by())
         files = cache.files(pairs)
         if not all(file.exists() for file in files):  # those of members are needed for that alone
-            self.with_members(self.pictures.validation)
             ensemble = partial(self.ensemble, dict.fromkeys(self.names))
+            self._warn_if_behind_mean(ensemble(), self.with_members(self.pictures.validation))
             label = f"aggregator {self.config.aggregator_name}"
             cache.make(self._beside(pairs), ensemble, self.maker.device, label, say_progress)
         return pairs.with_files([files])
