@@ -563,6 +563,20 @@ def test_the_figure(tables, runs, tmp_path):
     assert len(drawn) == 2 * 3 * 3
 
 
+def test_a_variant_far_from_the_others_is_a_number_at_the_edge(tables, runs, tmp_path):
+    scratch(runs)
+    for k, offset in enumerate((0.02, 0.05, 0.1, -9.0, 9.0)):
+        kd(runs, 0, offset, method=f"kd{k}")
+    (table,) = tables("figure=true")
+    labels = (tmp_path / "comparison/comparison.svg").read_text()
+    for k in (3, 4):
+        mean = table[f"edsr_kd{k}"]["B100"].split(".")[0]
+        assert re.search(rf"<!-- +{mean}\.\d\d +-->", labels)
+    ticks = [float(text) for text in re.findall(r"<!-- (\d+\.\d+) -->", labels)]
+    assert ticks
+    assert max(ticks) - min(ticks) < 5
+
+
 def test_without_matplotlib(comparing, runs, tmp_path, monkeypatch):
     scratch(runs)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

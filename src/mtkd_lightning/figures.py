@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, quantiles
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -20,7 +20,8 @@ LONGEST = 48  # characters of a name, so that room is left for the dots
 def draw(groups: Sequence[Group], titles: Sequence[str], path: Path) -> None:
     """Draw a line of panels a group and a panel a benchmark: variants ranked, each seed's PSNR and their mean.
 
-    A name with an asterisk has a footnote in the table.
+    A variant that is far from the others is a triangle at the edge and a number, so that the others stay apart. A name
+    with an asterisk has a footnote in the table.
     """
     columns = max(len(group.benchmarks) for group in groups)
     heights = [1.1 + 0.28 * len(group.variants) for group in groups]
@@ -33,14 +34,20 @@ def draw(groups: Sequence[Group], titles: Sequence[str], path: Path) -> None:
             panels = line.subplots(1, len(group.benchmarks), sharey=True, squeeze=False)[0]
             for benchmark, axes in zip(group.benchmarks, panels, strict=True):
                 _panel(axes, group, benchmark)
-        lines[-1].supxlabel("large: mean over seeds; small: a seed; dashed: baseline", fontsize=8)
+        lines[-1].supxlabel(
+            "large: mean over seeds; small: a seed; dashed: baseline; triangle: beyond the scale", fontsize=8
+        )
         with replacing(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def _panel(axes: Axes, group: Group, benchmark: str) -> None:
-    for place, (name, seeds) in enumerate(group.variants.items()):
-        psnr = per_seed(seeds, benchmark)
+    scores = {name: per_seed(seeds, benchmark) for name, seeds in group.variants.items()}
+    low, high = _far_out([fmean(psnr) for psnr in scores.values()])
+    for place, (name, psnr) in enumerate(scores.items()):
+        if name != group.baseline and not low <= fmean(psnr) <= high:
+            _beyond(axes, place, fmean(psnr), fmean(psnr) < low)
+            continue
         axes.plot(psnr, [place] * len(psnr), "o", color=SEED, markersize=3.5, markeredgewidth=0, zorder=3)
         axes.plot(fmean(psnr), place, "o", color=MEAN, markersize=7, zorder=2)
         if name == group.baseline:
@@ -58,6 +65,20 @@ def _panel(axes: Axes, group: Group, benchmark: str) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _far_out(means: list[float]) -> tuple[float, float]:
+    """Give the outer fences of Tukey's box plot: three times the box's width beyond the quartiles, 0.3 dB at least."""
+    lower, _, upper = quantiles(means * 2 if len(means) == 1 else means, method="inclusive")
+    reach = max(3 * (upper - lower), 0.3)
+    return lower - reach, upper + reach
+
+
+def _beyond(axes: Axes, place: int, mean: float, low: bool) -> None:
+    edge, sign, side = (0.03, "<", "left") if low else (0.97, ">", "right")
+    across = axes.get_yaxis_transform()
+    axes.plot(edge, place, sign, color=MEAN, markersize=7, transform=across)
+    axes.text(edge, place, f"   {mean:.2f}   ", transform=across, ha=side, va="center", fontsize=8, color=MEAN)
 
 
 def _short(text: str, most: int) -> str:
