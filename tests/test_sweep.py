@@ -111,12 +111,14 @@ def test_each_job_has_its_name(multirun):
     ]
 
 
-def test_the_study_keeps_its_names(multirun):
+@pytest.mark.parametrize(("study", "end"), [("compact_x4", ""), ("compact_x4_long", "_long")])
+def test_the_study_keeps_its_names(multirun, study, end):
     names = []
     experiments = "+experiment=edsr_mtkd_mean,swinir_kd"
-    overrides = ("+study=compact_x4", "data.root=pictures", "stages=[distillation]", experiments, "seed=0,2")
+    overrides = (f"+study={study}", "data.root=pictures", "stages=[distillation]", experiments, "seed=0,2")
     multirun(lambda config: names.append(config.name), *overrides)
-    assert names == [f"{label}_compact_x4_seed{seed}" for label in ("edsr_mtkd_mean", "swinir_kd") for seed in (0, 2)]
+    labels = (f"edsr_mtkd_mean{end}", f"swinir_kd{end}")
+    assert names == [f"{label}_compact_x4_seed{seed}" for label in labels for seed in (0, 2)]
 
 
 def test_an_interrupt_ends_the_sweep(multirun):

@@ -41,6 +41,6 @@ def _node(student: str, name: str, method: str, variant: str | None) -> dict[str
             {"override /student": f"${{preset}}/{student}"},
             {"override /method": method},
         ],
-        "label": f"{student}_{name}",
+        "experiment_name": f"{student}_{name}",
         "student_name": student,
     }
