@@ -280,6 +280,15 @@ def test_a_loss_that_is_not_finite(refused, tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
+def test_a_training_that_breaks_down_is_said(job, tmp_path):
+    recipe = ("steps=60", "validate_every=5", "learning_rate=1")
+    settings = (f"training.distillation.{setting}" for setting in recipe)
+    result = job(tmp_path, "method=scratch", "stages=[distillation]", *settings)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"step \d+: validation PSNR fell to [\d.]+ dB, it had been [\d.]+", result.stdout)
+    assert "trainer.gradient_clip_val=1" in result.stdout
+
+
 @pytest.mark.parametrize(
     "stages", ["[teachers,cache]", "[teachers,aggregation]", "[teachers,aggregation,distillation]"]
 )

@@ -138,8 +138,8 @@ def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any
 
 
 STEADIER = (
-    "Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, a share of the steps), or "
-    "use trainer.precision=32-true; a changed recipe starts anew."
+    "Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, a share of the steps), "
+    "clip its gradients (trainer.gradient_clip_val=1) or use trainer.precision=32-true; a changed recipe starts anew."
 )
 
 
