@@ -184,6 +184,18 @@ def test_one_seed_has_no_spread(tables, runs):
     assert table["edsr_scratch"]["Set5"] == f"{PICTURES['Set5'].mean():.3f} ± - / 0.8750"
 
 
+def test_seeds_that_disagree_are_counted(tables, runs):
+    for seed, offset in enumerate((0.0, 0.2, -0.5)):
+        scratch(runs, seed)
+        kd(runs, seed, offset)
+        kd(runs, seed, 0.0, method="mtkd")
+    (table,) = tables()
+    cell = table["edsr_kd"]["B100 to edsr_scratch"]
+    assert cell.startswith("-0.0")
+    assert cell.endswith("] (1/3)")
+    assert table["edsr_mtkd"]["B100 to edsr_scratch"].endswith("]")
+
+
 def test_seeds_are_paired_by_their_number(runs):
     scratch(runs, 0, offset=1.0)
     scratch(runs, 3, offset=2.0)

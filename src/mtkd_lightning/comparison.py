@@ -27,8 +27,9 @@ Unmatched = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
 LEGEND = (
     "PSNR in dB, mean ± standard deviation over seeds / SSIM; the best mean PSNR over benchmarks first. Differences: "
     "of PSNR, by picture, over the seeds that both have; in brackets the 95 % interval of their mean when pictures "
-    "are drawn anew (bootstrap, 10,000 draws), which says nothing of other seeds. Seconds: of training, mean over "
-    "seeds, each on the machine of its run. Teacher passes: pictures or patches that teachers enlarged, mean over "
+    "are drawn anew (bootstrap, 10,000 draws), which says nothing of other seeds; (2/3): two of three seeds differ in "
+    "this direction, where nothing stands all do. Seconds: of training, mean over seeds, each on the machine of its "
+    "run. Teacher passes: pictures or patches that teachers enlarged, mean over "
     "seeds; kept: read from pictures made once, before. Before: what was made once and is in no other column, pictures "
     "of the training set that members enlarged (eight times each with self-ensemble) and the aggregator's training."
 )
@@ -301,7 +302,7 @@ def _cells(group: Group, name: str, seeds: Seeds) -> list[str]:
         spread = f"{stdev(psnr):.3f}" if len(psnr) > 1 else "-"
         cells.append(f"{fmean(psnr):.3f} ± {spread} / {fmean(per_seed(seeds, benchmark, 'ssim')):.4f}")
         if others is not None:
-            cells.append("baseline" if name == group.baseline else _difference(differences(seeds, others, benchmark)))
+            cells.append("baseline" if name == group.baseline else _difference(seeds, others, benchmark))
     cells.append(f"{fmean(run.seconds for run in seeds.values()):,.0f}")
     if others is not None:
         base = _seconds_per_step(others)
@@ -322,11 +323,14 @@ def before(seeds: Seeds) -> str:
     return "; ".join(filter(None, parts)) or "0"
 
 
-def _difference(values: NDArray[np.float64]) -> str:
+def _difference(seeds: Seeds, others: Seeds, benchmark: str) -> str:
+    values = differences(seeds, others, benchmark)
     if len(values) == 0:
         return "-"
     bounds = "[{:+.3f}, {:+.3f}]".format(*interval(values)) if len(values) > 1 else "[-]"
-    return f"{values.mean():+.3f} {bounds}"
+    by_seed = [differences({seed: seeds[seed]}, others, benchmark).mean() for seed in seeds if seed in others]
+    alike = sum(x * values.mean() >= 0 for x in by_seed)
+    return f"{values.mean():+.3f} {bounds}" + (f" ({alike}/{len(by_seed)})" if alike < len(by_seed) else "")
 
 
 def _seconds_per_step(seeds: Seeds) -> float:

@@ -193,8 +193,9 @@ function drawPaired() {
   const bounds = found && (i < j ? found : [-found[0], -found[2], -found[1]]);
   const entries = values.map((value, k) => ({ value, image: board().images[benchmark][k] })).sort((x, y) => x.value - y.value);
   const better = values.filter((x) => x > 0).length;
+  const bySeed = a.runs.flatMap((run) => b.runs.filter(({ seed }) => seed === run.seed).map((other) => mean(run.psnr[benchmark]) - mean(other.psnr[benchmark])));
   $("paired-text").textContent = i === j ? "Choose two different variants." : !values.length ? "They have no seed in common."
-    : `${a.name} less ${b.name} on ${benchmark}: ${signed(mean(values))} dB${bounds ? ` [${signed(bounds[1])}, ${signed(bounds[2])}]` : ""}, better on ${better} of ${values.length} pictures.`;
+    : `${a.name} less ${b.name} on ${benchmark}: ${signed(mean(values))} dB${bounds ? ` [${signed(bounds[1])}, ${signed(bounds[2])}]` : ""}, better on ${better} of ${values.length} pictures and with ${bySeed.filter((x) => x > 0).length} of ${bySeed.length} seeds.`;
   const few = entries.length <= ($("paired-plot").clientWidth > 600 ? 40 : 15);
   const place = [...entries.keys()];
   const trace = {
