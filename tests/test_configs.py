@@ -64,7 +64,7 @@ def alone(group: str, name: str) -> DictConfig:
     """One file of a group, with the values that it takes from the main job open."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"+{group}@alone={name}"])
-    return OmegaConf.create({key: config[key] for key in ("scale", "paths", "alone")})
+    return OmegaConf.create({key: config[key] for key in ("scale", "paths", "trainer", "alone")})
 
 
 def chosen(group: str, name: str, scale: int = 4) -> DictConfig:

@@ -187,6 +187,7 @@ MUST_MATCH = {
     "initial weights": f"{RECIPE}.init_from=b.safetensors",
     "precision": "trainer.precision=bf16-mixed",
     "clip": "trainer.gradient_clip_val=1.0",
+    "clip of the student": f"{RECIPE}.gradient_clip_val=2.0",
     "parts": "trainer.accumulate_grad_batches=2",
 }
 

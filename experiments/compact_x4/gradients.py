@@ -21,11 +21,13 @@ from torch.nn import L1Loss, MSELoss
 
 from mtkd_lightning import load
 from mtkd_lightning.data.images import list_pictures
+from mtkd_lightning.losses.detail import DetailLoss
 from mtkd_lightning.losses.wavelet import WaveletLoss
 
 BATCHES, BATCH, PATCH = 16, 16, 24  # as in training; a patch in LR pixels
 LOSSES = {
     "L1": L1Loss(),
+    "L1 without means of blocks": DetailLoss(),
     "MSE": MSELoss(),
     "1 level and low-pass": WaveletLoss(levels=1),
     **{f"{levels} level{'s' * (levels > 1)}": WaveletLoss(levels=levels, low_weight=0) for levels in (1, 2, 3, 4)},

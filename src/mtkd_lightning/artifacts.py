@@ -139,7 +139,7 @@ def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any
 
 STEADIER = (
     "Lower the recipe's learning_rate, give it a longer warm-up (scheduler.warmup of cosine, a share of the steps), "
-    "clip its gradients (trainer.gradient_clip_val=1) or use trainer.precision=32-true; a changed recipe starts anew."
+    "clip its gradients (gradient_clip_val=1) or use trainer.precision=32-true; a changed recipe starts anew."
 )
 
 

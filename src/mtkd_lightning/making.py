@@ -85,15 +85,17 @@ class Maker:
         recipe = self.recipes[stage]
         if seed is not None:
             recipe = replace(recipe, seed=seed)
+        settings = plain(self.config.training[stage])
+        clip = settings.pop("gradient_clip_val")  # stands beside the recipe, as it did when trainer alone had it
         config = {
             "stage": stage,
             "scale": self.config.scale,
             **config,
-            "recipe": {**plain(self.config.training[stage]), "seed": recipe.seed},
+            "recipe": {**settings, "seed": recipe.seed},
             "init_sha256": recipe.init_from and file_sha256(Path(recipe.init_from).expanduser()),
             "data": data,
             "precision": self.config.trainer.precision,
-            "gradient_clip_val": self.config.trainer.gradient_clip_val,
+            "gradient_clip_val": clip,
             "accumulate_grad_batches": self.config.trainer.accumulate_grad_batches,
         }
         path = self.weights / f"{stem}.safetensors"

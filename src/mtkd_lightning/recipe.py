@@ -21,6 +21,7 @@ class Recipe:
         scheduler: ``progress in [0, 1] -> factor`` on the learning rate.
         seed: of the initial weights, the order of the samples and everything random in a step.
         ema_decay: of the moving average that is validated and kept; None keeps the last weights.
+        gradient_clip_val: of the gradient's norm; None does not clip.
         init_from: weights file that the student starts from; None starts from its initialisation.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints, what a killed run loses at most.
@@ -34,6 +35,7 @@ class Recipe:
     scheduler: Callable[[float], float]
     seed: int = 0
     ema_decay: float | None = None
+    gradient_clip_val: float | None = None
     init_from: str | None = None
     validate_every: int = 1000
     checkpoint_every: int = 1000
@@ -46,6 +48,8 @@ class Recipe:
             raise MTKDError(f"learning_rate={self.learning_rate!r} in a recipe: it must be above 0")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise MTKDError(f"ema_decay={self.ema_decay!r} in a recipe: it must lie in [0, 1), or be null")
+        if self.gradient_clip_val is not None and not self.gradient_clip_val > 0:
+            raise MTKDError(f"gradient_clip_val={self.gradient_clip_val!r} in a recipe: it must be above 0, or be null")
         self.scheduler(0.0)  # refuses values that do not fit
 
 

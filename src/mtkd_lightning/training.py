@@ -81,6 +81,7 @@ def train(
     with without_expected_warnings():
         loop = trainer(
             max_steps=recipe.steps,
+            gradient_clip_val=recipe.gradient_clip_val,
             val_check_interval=min(recipe.validate_every, recipe.steps),
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
