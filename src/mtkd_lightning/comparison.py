@@ -29,9 +29,9 @@ LEGEND = (
     "of PSNR, by picture, over the seeds that both have; in brackets the 95 % interval of their mean when pictures "
     "are drawn anew (bootstrap, 10,000 draws), which says nothing of other seeds; (2/3): two of three seeds differ in "
     "this direction, where nothing stands all do. Seconds: of training, mean over seeds, each on the machine of its "
-    "run. Teacher passes: pictures or patches that teachers enlarged, mean over "
-    "seeds; kept: read from pictures made once, before. Before: what was made once and is in no other column, pictures "
-    "of the training set that members enlarged (eight times each with self-ensemble) and the aggregator's training."
+    "run. Teacher passes: pictures or patches that teachers enlarged, mean over seeds; kept: read from pictures made "
+    "once, before. Before: what was made once and is in no other column, pictures of the training set that members "
+    "enlarged (eight times each with self-ensemble) and the aggregator's training."
 )
 
 

@@ -190,7 +190,7 @@ class Lineup:
 
     def _warn_if_behind_mean(self, ensemble: Ensemble, pairs: PairedImages) -> None:
         """Say in time that an aggregator does harm, as one that was trained too briefly does."""
-        label = f"aggregator {self.config.aggregator_name}"
+        label = self._label
         if label in self._looked_at or isinstance(ensemble.aggregator, Mean):
             return
         mean = Ensemble(ensemble.members, Mean(pairs.scale, len(ensemble.members)))
@@ -289,6 +289,10 @@ class Lineup:
     def _merges(self) -> bool:
         return len(self.names) > 1 or not isinstance(self.merger(), Mean)
 
+    @property
+    def _label(self) -> str:
+        return f"aggregator {self.config.aggregator_name}"
+
     def _net(self, name: str) -> nn.Module:
         member = self.member(name)
         assert member is not None
@@ -301,10 +305,9 @@ class Lineup:
         cache = self._cache(self.made_by())
         files = cache.files(pairs)
         if not all(file.exists() for file in files):  # those of members are needed for that alone
-            ensemble = partial(self.ensemble, dict.fromkeys(self.names))
-            self._warn_if_behind_mean(ensemble(), self.with_members(self.pictures.validation))
-            label = f"aggregator {self.config.aggregator_name}"
-            cache.make(self._beside(pairs), ensemble, self.maker.device, label, say_progress)
+            ensemble = self.ensemble(dict.fromkeys(self.names))
+            self._warn_if_behind_mean(ensemble, self.with_members(self.pictures.validation))
+            cache.make(self._beside(pairs), lambda: ensemble, self.maker.device, self._label, say_progress)
         return pairs.with_files([files])
 
     def _cache(self, made_by: Any) -> TeacherCache:

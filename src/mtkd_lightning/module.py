@@ -1,7 +1,5 @@
 """The one LightningModule: sums a method's terms, logs them, validates the student, builds the optimiser."""
 
-import logging
-import math
 from typing import Any
 
 import torch
@@ -18,10 +16,6 @@ from mtkd_lightning.metrics.image import ImagePSNR, ImageSSIM
 from mtkd_lightning.recipe import Recipe
 from mtkd_lightning.teachers.teacher import Ensemble
 from mtkd_lightning.typing import SRBatch
-
-log = logging.getLogger(__name__)
-
-FALL = 1.0  # dB on the validation pictures that a training which goes well does not lose
 
 
 class SRModule(LightningModule):
@@ -42,7 +36,6 @@ class SRModule(LightningModule):
         self.psnr = ImagePSNR(protocol)
         self.ssim = ImageSSIM(protocol)
         self.psnr_to_teacher = ImagePSNR(protocol)
-        self._best = -math.inf
 
     def on_train_batch_start(self, batch: SRBatch, batch_idx: int) -> None:
         """Seed the step (ranks differ: their samples do, too)."""
@@ -81,13 +74,6 @@ class SRModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over pictures."""
-        psnr = self.psnr.compute().item()
-        if fell := psnr < self._best - FALL:
-            log.warning(
-                "step %d: validation PSNR fell to %.2f dB, it had been %.2f: the training is not stable. %s",
-                *(self.global_step, psnr, self._best, artifacts.STEADIER),
-            )
-        self._best = psnr if fell else max(self._best, psnr)  # one warning a fall
         for name, metric in (("psnr", self.psnr), ("ssim", self.ssim)):
             self.log(f"val/{name}", metric.compute().float(), prog_bar=True)
             metric.reset()

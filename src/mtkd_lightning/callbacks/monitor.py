@@ -1,14 +1,22 @@
-"""How fast a training goes, and how steep its loss is."""
+"""How fast a training goes, how steep its loss is, and whether it breaks down."""
 
+import logging
+import math
 import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mtkd_lightning.artifacts import STEADIER
+
+log = logging.getLogger(__name__)
+
+FALL = 1.0  # dB on the validation pictures that a training which goes well does not lose
+
 
 class Monitor(Callback):
-    """Logs samples per second and the gradient's norm at the steps that are logged anyway.
+    """Logs samples per second and the gradient's norm at the steps that are logged anyway, and says a fall of PSNR.
 
     Other steps are left alone: a norm passes over all gradients. Validations do not count as time. What was logged up
     to a checkpoint is on disk with it: a run that goes on from there does not log it again.
@@ -23,6 +31,7 @@ class Monitor(Callback):
         self._step = 0
         self._paused = 0.0
         self._behind = False
+        self._best = -math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -44,8 +53,10 @@ class Monitor(Callback):
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on."""
+        """Go on; warn if the training has broken down."""
         self._since += time.perf_counter() - self._paused
+        if (psnr := trainer.callback_metrics.get("val/psnr")) is not None:
+            self._warn_if_fallen(trainer.global_step, psnr.item())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log, where it is time: gradients are summed, unscaled and not yet clipped here."""
@@ -58,6 +69,14 @@ class Monitor(Callback):
         self._since, self._step = now, step
         pl_module.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
         pl_module.log("train/samples_per_second", rate)
+
+    def _warn_if_fallen(self, step: int, psnr: float) -> None:
+        if fell := psnr < self._best - FALL:
+            log.warning(
+                "step %d: validation PSNR fell to %.2f dB, it had been %.2f: the training is not stable. %s",
+                *(step, psnr, self._best, STEADIER),
+            )
+        self._best = psnr if fell else max(self._best, psnr)  # one warning a fall
 
     @staticmethod
     def _write(trainer: Trainer) -> None:

@@ -179,10 +179,13 @@ function drawParallel() {
   }, `Settings of ${board().variants.length} variants and their PSNR`);
 }
 
+// The two runs of every seed that both variants have.
+const sharedSeeds = (a, b) => a.runs.flatMap((run) => b.runs.filter(({ seed }) => seed === run.seed).map((other) => [run, other]));
+
 // PSNR of a variant less that of another, by picture, over the seeds that both have: as comparison.differences.
 function pairedDifferences(a, b, benchmark) {
-  const pairs = a.runs.flatMap((run) => b.runs.filter(({ seed }) => seed === run.seed).map((other) => [run.psnr[benchmark], other.psnr[benchmark]]));
-  return pairs.length ? board().images[benchmark].map((_, i) => mean(pairs.map(([x, y]) => x[i] - y[i]))) : [];
+  const pairs = sharedSeeds(a, b);
+  return pairs.length ? board().images[benchmark].map((_, i) => mean(pairs.map(([x, y]) => x.psnr[benchmark][i] - y.psnr[benchmark][i]))) : [];
 }
 
 function drawPaired() {
@@ -193,7 +196,7 @@ function drawPaired() {
   const bounds = found && (i < j ? found : [-found[0], -found[2], -found[1]]);
   const entries = values.map((value, k) => ({ value, image: board().images[benchmark][k] })).sort((x, y) => x.value - y.value);
   const better = values.filter((x) => x > 0).length;
-  const bySeed = a.runs.flatMap((run) => b.runs.filter(({ seed }) => seed === run.seed).map((other) => mean(run.psnr[benchmark]) - mean(other.psnr[benchmark])));
+  const bySeed = sharedSeeds(a, b).map(([x, y]) => mean(x.psnr[benchmark]) - mean(y.psnr[benchmark]));
   $("paired-text").textContent = i === j ? "Choose two different variants." : !values.length ? "They have no seed in common."
     : `${a.name} less ${b.name} on ${benchmark}: ${signed(mean(values))} dB${bounds ? ` [${signed(bounds[1])}, ${signed(bounds[2])}]` : ""}, better on ${better} of ${values.length} pictures and with ${bySeed.filter((x) => x > 0).length} of ${bySeed.length} seeds.`;
   const few = entries.length <= ($("paired-plot").clientWidth > 600 ? 40 : 15);
