@@ -88,6 +88,11 @@ def test_every_method_starts_from_the_same_student(runs):
     assert len(ends) == len(METHODS)
 
 
+def test_a_run_says_which_code_trained_it(runs):
+    here, of_run = artifacts.provenance()["git"], record(runs, "mtkd")["code"]
+    assert of_run == here or of_run["revision"] == here["revision"]  # files may change meanwhile
+
+
 def test_a_methods_own_weights_do_not_depend_on_what_is_in_the_cache(told):
     assert "teacher swinir: making" in told[1]["cold"]
     assert "teacher swinir: making" not in told[1]["mipkd"]

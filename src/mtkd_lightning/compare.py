@@ -42,13 +42,20 @@ def run(config: DictConfig) -> None:
         except ImportError as error:
             raise MTKDError(f"figure=true needs matplotlib ({error}): pip install 'mtkd_lightning[figures]'") from error
     only, baselines = texts(config.only), texts(config.baseline)
-    runs = selected(read_runs([Path(text).expanduser() for text in texts(config.runs)]), only, baselines)
+    left_out: list[str] = []
+
+    def complain(reason: str) -> None:
+        left_out.append(reason)
+        log.warning("%s", reason)
+
+    runs = read_runs([Path(text).expanduser() for text in texts(config.runs)], complain)
+    runs = selected(runs, only, baselines)
     groups = grouped(runs, baselines)
     pairs = unmatched(groups, only)
     if config.unmatched == "refuse":
         refuse_unmatched(pairs)
     output = Path(config.output).expanduser()
-    table = markdown(groups, pairs)
+    table = markdown(groups, pairs, left_out)
     write_csv(output / "results.csv", rows(groups))
     write_text(output / "comparison.md", table)
     if config.students:

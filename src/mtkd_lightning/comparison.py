@@ -7,7 +7,7 @@ table, only if everything matches that a run records as having to.
 import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
 from statistics import fmean, stdev
@@ -31,17 +31,24 @@ LEGEND = (
     "this direction, where nothing stands all do. Seconds: of training, mean over seeds, each on the machine of its "
     "run. Teacher passes: pictures or patches that teachers enlarged, mean over seeds; kept: read from pictures made "
     "once, before. Before: what was made once and is in no other column, pictures of the training set that members "
-    "enlarged (eight times each with self-ensemble) and the aggregator's training."
+    "enlarged (eight times each with self-ensemble) and the aggregator's training. Code: git revisions that trained "
+    "the students, with + changed beyond that."
 )
 
 
 @dataclass(frozen=True)
 class Group:
-    """Variants that may be compared, the best first: their runs by seed; ``baseline`` is one of them, if any."""
+    """Variants that may be compared, the best first: their runs by seed.
+
+    Attributes:
+        baseline: one of them, if any.
+        elsewhere: seeds of a variant that are in other groups and not in this one.
+    """
 
     must_match: dict[str, str]
     variants: dict[str, dict[int, Run]]
     baseline: str | None
+    elsewhere: Mapping[str, set[int]] = field(default_factory=dict)
 
     @property
     def first(self) -> Run:
@@ -55,19 +62,19 @@ class Group:
 
 
 def selected(runs: Sequence[Run], only: Sequence[str], baselines: Sequence[str]) -> list[Run]:
-    """Give the runs of the variants that are asked for, all if none is named.
+    """Give the runs of the variants that are asked for and of the baselines, all if ``only`` names none.
 
     Raises:
         MTKDError: a name is none of them.
     """
     known = sorted({run.variant for run in runs})
-    for key, names, allowed in (("only", only, known), ("baseline", baselines, list(only) or known)):
+    for key, names in (("only", only), ("baseline", baselines)):
         for name in names:
-            if name not in allowed:
-                close = difflib.get_close_matches(name, allowed, n=1)
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
-                raise MTKDError(f"{key}: there is no variant {name!r}: {hint}There is {', '.join(allowed)}")
-    return [run for run in runs if not only or run.variant in only]
+                raise MTKDError(f"{key}: there is no variant {name!r}: {hint}There is {', '.join(known)}")
+    return [run for run in runs if not only or run.variant in {*only, *baselines}]
 
 
 def _refuse(message: str) -> None:
@@ -98,6 +105,9 @@ def grouped(
                 "runs=[...], or train them under different labels"
             )
     groups = []
+    everywhere: dict[str, set[int]] = {}
+    for name, seeds in (item for variants in by_match.values() for item in variants.items()):
+        everywhere.setdefault(name, set()).update(seeds)
     for match, variants in by_match.items():
         for name, seeds in variants.items():
             for one, other in combinations(seeds.values(), 2):
@@ -112,7 +122,9 @@ def grouped(
         candidates = [name for name in ranked if name in baselines] or scratch
         if len(candidates) > 1:
             complain(f"{' and '.join(candidates)} may each be the baseline of a table: say baseline=... for one")
-        groups.append(Group(dict(match), {name: variants[name] for name in ranked}, next(iter(candidates), None)))
+        elsewhere = {name: everywhere[name] - set(seeds) for name, seeds in variants.items()}
+        ordered = {name: variants[name] for name in ranked}
+        groups.append(Group(dict(match), ordered, next(iter(candidates), None), elsewhere))
     return groups
 
 
@@ -213,9 +225,12 @@ def footnotes(group: Group) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
     seeds = sorted({seed for runs in group.variants.values() for seed in runs})
     for name, runs in group.variants.items():
-        if lacking := [str(seed) for seed in seeds if seed not in runs]:
+        if lacking := [seed for seed in seeds if seed not in runs]:
+            apart = ", ".join(str(seed) for seed in lacking if seed in group.elsewhere.get(name, ()))
             notes.setdefault(name, []).append(
-                f"has no seed {', '.join(lacking)}, which others have; differences are over the seeds that both have"
+                f"has no seed {', '.join(map(str, lacking))}, which others have"
+                + (f" (trained or scored otherwise, {apart} is in another table)" if apart else "")
+                + "; differences are over the seeds that both have"
             )
     for seed in seeds:
         start = {name: runs[seed].initial_sha256 for name, runs in group.variants.items() if seed in runs}
@@ -252,8 +267,8 @@ def rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(groups: Sequence[Group], pairs: Unmatched) -> str:
-    """A table a group with its footnotes, in what the groups differ, and how to read it all."""
+def markdown(groups: Sequence[Group], pairs: Unmatched, left_out: Sequence[str] = ()) -> str:
+    """A table a group with its footnotes, in what the groups differ, what was left out, and how to read it all."""
     parts = ["# Comparison", ""]
     for group in groups:
         parts += [f"## {escaped(title(group, pairs))}", "", *_table(group), ""]
@@ -261,6 +276,8 @@ def markdown(groups: Sequence[Group], pairs: Unmatched) -> str:
         if others := strangers(group, pairs):
             notes.append(f"- Unmatched: not to be compared with {escaped(', '.join(others))}, in another table.")
         parts += [*notes, *([""] if notes else []), escaped(protocols({"protocols": group.first.protocols})), ""]
+        if code := sorted({run.code for seeds in group.variants.values() for run in seeds.values() if run.code}):
+            parts += [f"Code: {', '.join(code)}.", ""]
     if len(groups) > 1:
         parts += ["## In what the tables differ", ""]
         for key, values in differing(groups).items():
@@ -270,6 +287,8 @@ def markdown(groups: Sequence[Group], pairs: Unmatched) -> str:
             shown = "; ".join(f"{value} ({', '.join(fingerprints)})" for value, fingerprints in by_value.items())
             parts.append(f"- {escaped(f'{key}: {shown}')}")
         parts.append("")
+    if left_out:
+        parts += ["## Left out", "", *(f"- {escaped(reason)}" for reason in left_out), ""]
     return "\n".join([*parts, LEGEND, ""])
 
 

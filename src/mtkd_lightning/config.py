@@ -62,8 +62,7 @@ def check(config: DictConfig) -> None:
     for key in ("teacher.only", "data.exclude"):
         if isinstance(value := OmegaConf.select(config, key), str):
             raise MTKDError(f"{key}={value}: it must be a list such as {key}=[{value}]")
-    for name in config.teacher.only or ():
-        _refuse_value("teacher.only", name, tuple(config.teacher.members))
+    _check_only(config.teacher)
     _refuse_value("scale", config.scale, SCALES)
     _refuse_value("teacher.bits", config.teacher.bits, (8, 16))
     if config.teacher.self_ensemble and not config.teacher.cache:
@@ -182,6 +181,23 @@ def plain(node: Any) -> Any:
         return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise MTKDError(f"the configuration cannot be resolved: {error}") from error
+
+
+def _check_only(teacher: DictConfig) -> None:
+    only, members = teacher.only, tuple(teacher.members)
+    # Experiments of two teachers (conf/variant/two) and of one name them by what conf/teacher says.
+    if OmegaConf.is_interpolation(teacher, "only") and (only is None or len(set(only)) != 2):
+        raise MTKDError(
+            f"teacher.pair={only}: two teachers teach here; name them, teacher.pair=[{', '.join(members[:2])}] say"
+        )
+    if only is None:
+        return
+    if not only:
+        raise MTKDError("teacher.only=[] leaves no teacher: name some, or say teacher.only=null for all")
+    if list(only) == [None]:
+        raise MTKDError(f"teacher.alone=null: one teacher teaches here; name it, teacher.alone={members[0]} say")
+    for name in only:
+        _refuse_value("teacher.only", name, members)
 
 
 def _refuse_unknown(where: str, node: Any, known: Set[str]) -> None:

@@ -43,6 +43,8 @@ class Run:
         before: ``teacher_pictures`` enlarged and ``aggregator_seconds`` of training before its own, 0 where there was
             none; None in records of older versions.
         settings: what its variant set: method, teacher, how kept pictures are made; empty in records of older versions.
+        code: git revision that trained it, ``+`` behind it with changes of its own; None where that is not known.
+        sha256: of its file of weights; None in records that were written to take along.
         networks: parameters, flops and seconds per megapixel by network; the student's is one of them.
         others: mean PSNR by network and benchmark of all that are not the student.
         pictures: what was kept for the report: benchmark, image and window (top, left, height, width) of each.
@@ -67,6 +69,8 @@ class Run:
     device: str | None = None
     before: dict[str, float] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    code: str | None = None
+    sha256: str | None = None
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     others: dict[str, dict[str, float]] = field(default_factory=dict)
     pictures: list[dict[str, Any]] = field(default_factory=list)
@@ -111,9 +115,9 @@ def read_runs(folders: Sequence[Path], complain: Callable[[str], None] = log.war
 
 def _read(path: Path) -> Run:
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    if "run" not in metrics:
+    if not (isinstance(metrics, dict) and isinstance(metrics.get("run"), dict)):
         raise MTKDError(
-            "it is of an older version, which does not say what made it; remove it and run the command of its run again"
+            "it does not say what made it, as in older versions; remove it and run the command of its run again"
         )
     run = metrics["run"]
     for key, kind in FIELDS.items():
@@ -126,11 +130,14 @@ def _read(path: Path) -> Run:
             others.setdefault(image["network"], {}).setdefault(image["benchmark"], []).append(image["psnr"])
         else:
             for measure, by_benchmark in scores.items():
-                if not math.isfinite(image[measure]):
-                    raise MTKDError(f"{measure} of {image['benchmark']}/{image['image']} is {image[measure]}")
-                by_benchmark.setdefault(image["benchmark"], {})[image["image"]] = image[measure]
+                known = by_benchmark.setdefault(image["benchmark"], {})
+                if not math.isfinite(image[measure]) or image["image"] in known:
+                    twice = ", and is there twice" if image["image"] in known else ""
+                    raise MTKDError(f"{measure} of {image['benchmark']}/{image['image']} is {image[measure]}{twice}")
+                known[image["image"]] = image[measure]
     if not scores["psnr"]:
         raise MTKDError("it has no score of a student")
+    code = run.get("code")
     return Run(
         path,
         protocols=dict(metrics["protocols"]),
@@ -139,6 +146,8 @@ def _read(path: Path) -> Run:
         device=run.get("device") and str(run["device"]),
         before={key: float(run["before"][key]) for key in BEFORE} if "before" in run else None,
         settings=dict(run.get("settings", {})),
+        code=code and code["revision"][:8] + "+" * code["dirty"],
+        sha256=metrics.get("of", {}).get("student"),
         networks=dict(metrics["networks"]),
         others={name: {benchmark: fmean(psnr) for benchmark, psnr in found.items()} for name, found in others.items()},
         pictures=list(metrics.get("pictures", [])),

@@ -176,6 +176,7 @@ class Scoring:
             "seed": made["seed"],
             **{key: made[key] for key in ("steps", "seconds", "teacher_passes", "initial_sha256")},
             "device": made.get("device"),
+            "code": made.get("git"),
             "teacher_pictures": self.learns_from,
             "before": self._before(),
             "settings": {

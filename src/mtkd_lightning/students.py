@@ -23,7 +23,8 @@ def write_students(groups: Sequence[Group], folder: Path) -> None:
     several groups has a file of each, with the scale in its name, or the fingerprint where scales are no difference.
 
     Raises:
-        MTKDError: the weights of a run are not in the folder ``weights`` beside its runs, or are other ones.
+        MTKDError: the weights of a run are not in the folder ``weights`` beside its runs, or are not those that were
+            scored.
     """
     for group in groups:
         for variant, seeds in group.variants.items():
@@ -59,4 +60,8 @@ def _weights(run: Run) -> tuple[Path, dict[str, Any]]:
         raise MTKDError(f"students=true needs the weights of {run.path}, and {path} cannot be read: {error}") from error
     if not same:
         raise MTKDError(f"{path} is not the file that its .json describes: restore it, or leave students=true out")
+    if run.sha256 not in (None, record["sha256"]):
+        raise MTKDError(
+            f"{path} is not the student that {run.path} scores: run its command again, whose evaluation scores it anew"
+        )
     return path, record

@@ -16,6 +16,7 @@ from mtkd_lightning.backbones.swinir import SwinIR
 from mtkd_lightning.config import CONF, build
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.methods.crosskd import CrossKD, make_adapter
+from mtkd_lightning.methods.taps import value_range
 from mtkd_lightning.teachers.aggregators import Mean
 from mtkd_lightning.teachers.teacher import Ensemble, Teacher
 from mtkd_lightning.typing import SRBatch
@@ -140,6 +141,11 @@ def test_features_change_to_the_range_of_the_other_network():
     assert method.range_ratio == pytest.approx(1 / 255)
     assert terms["cross"].item() < 1e-5
     assert terms["dual"].item() == pytest.approx(terms["ground_truth"].item(), rel=1e-4)
+
+
+def test_a_foreign_network_says_its_range():
+    assert value_range(Foreign(nn.Upsample(scale_factor=2), scale=2, image_range=255.0)) == 255
+    assert value_range(Foreign(nn.Upsample(scale_factor=2), scale=2)) == 1
 
 
 @pytest.mark.parametrize(("channels_in", "channels_out"), [(4, 6), (6, 4), (4, 4)])

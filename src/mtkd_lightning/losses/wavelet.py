@@ -67,6 +67,10 @@ class WaveletLoss(nn.Module):
         super().__init__()
         if levels < 1:
             raise MTKDError(f"the wavelet loss got levels={levels}; it needs 1 or more")
+        if not (low_weight >= 0 and high_weight >= 0):
+            raise MTKDError(
+                f"the wavelet loss got low_weight={low_weight}, high_weight={high_weight}: a weight is 0 or more"
+            )
         if mode not in _MODES:
             raise MTKDError(f"the wavelet loss has no mode {mode!r}; it has {', '.join(_MODES)}")
         self.levels, self.wavelet, self.mode = levels, wavelet, mode

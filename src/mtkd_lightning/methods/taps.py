@@ -76,6 +76,8 @@ def describe_pairs(student: nn.Module, teacher: Teacher, pairs: Sequence[tuple[s
 
 def value_range(network: Backbone) -> float:
     """Of the values that a network works in: features of one of 0..255 are as much larger."""
+    if isinstance(network, Foreign):
+        return network.image_range
     shift = getattr(network, "mean_shift", None)
     return shift.image_range if isinstance(shift, MeanShift) else 1.0
 

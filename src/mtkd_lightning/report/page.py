@@ -77,7 +77,7 @@ def write_report(folders: Sequence[Path], output: Path, baselines: Sequence[str]
     )
     if groups:
         write_csv(output / "results.csv", rows(groups))
-        write_text(output / "results.md", markdown(groups, {}))
+        write_text(output / "results.md", markdown(groups, {}, problems))
     write_text(output / "index.html", page)
     return output / "index.html"
 
