@@ -140,6 +140,19 @@ def test_a_file_that_cannot_be_had(tmp_path):
     assert str(tmp_path / "cache" / "weights" / "swinir_s_x4.pth") in str(error.value)
 
 
+@pytest.mark.parametrize("content", [b"<html>sign in first</html>", b"PK\x03\x04 cut short"])
+def test_what_came_in_place_of_a_file_is_not_kept(tmp_path, monkeypatch, content):
+    """No sha256 of it is published."""
+    (tmp_path / "mirror").mkdir()
+    file = tmp_path / "mirror" / "swinir_s_x4.pth"
+    file.write_bytes(content)
+    monkeypatch.setenv("MTKD_LIGHTNING_MIRROR", str(file.parent))
+    with pytest.raises(MTKDError, match="It was removed: the same command fetches it again"):
+        obtain("swinir_s_x4")
+    torch.save({"x": torch.zeros(1)}, file)
+    assert obtain("swinir_s_x4").read_bytes() == file.read_bytes()
+
+
 def test_an_unknown_name():
     with pytest.raises(MTKDError, match=r"no 'edsr_baselin_x4': did you mean edsr_baseline_x4.*lkdn_x2, lkdn_x3"):
         obtain("edsr_baselin_x4")

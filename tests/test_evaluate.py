@@ -132,6 +132,13 @@ def test_bad_input(evaluate, mirror, benchmarks, overrides, expected):
     assert "Traceback" not in result.stderr
 
 
+def test_a_picture_that_cannot_be_scored_is_told_of_at_once(evaluate, mirror, benchmarks):
+    write_png(benchmarks / "B/HR/tiny.png", np.zeros((16, 16, 3), np.uint8))
+    result = evaluate("weights=lkdn_x4", f"data.root={benchmarks}")
+    assert result.returncode == 1
+    assert "B/HR/tiny.png has a side of 16 pixels; scoring needs 19" in result.stdout + result.stderr
+
+
 def test_without_the_file_and_the_network(evaluate, benchmarks):
     result = evaluate("weights=edsr_large_x4", f"data.root={benchmarks}")
     assert result.returncode == 1

@@ -96,6 +96,37 @@ def test_a_file_without_its_sidecar_is_enough(edsr, tmp_path):
         assert torch.equal(network(lr), edsr(lr))
 
 
+def test_arguments_that_tensors_do_not_tell(edsr, tmp_path, caplog):
+    torch.save(edsr.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(MTKDError, match=r"do not tell res_scale.*load\(\.\.\., res_scale=\.\.\.\)"):
+        mtkd_lightning.load(tmp_path / "net.pth")
+    lr = torch.rand(1, 3, 8, 9)
+    assert torch.equal(mtkd_lightning.load(tmp_path / "net.pth", res_scale=0.1)(lr), edsr(lr))
+    with pytest.raises(MTKDError, match="tells what its network is; leave res_scale out"):
+        mtkd_lightning.load(tmp_path / "weights/net.safetensors", res_scale=0.1)
+
+
+def test_a_network_in_another_range_of_values_is_told_of(tmp_path, caplog):
+    """It works in 0..255, as its biases do, which its file does not tell."""
+    torch.manual_seed(0)
+    network = SwinIR(2, 12, depths=[2], num_heads=[2], window_size=4, image_range=255.0).eval()
+    network.conv_last.bias.data.fill_(20.0)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    mtkd_lightning.load(tmp_path / "net.pth")
+    assert "may have been trained for another range of values" in caplog.text
+    caplog.clear()
+    lr = torch.rand(1, 3, 8, 9)
+    assert torch.allclose(mtkd_lightning.load(tmp_path / "net.pth", image_range=255.0)(lr), network(lr), atol=1e-5)
+    assert not caplog.text
+
+
+def test_weights_that_are_not_finite(edsr, tmp_path):
+    tensors = {name: torch.full_like(x, torch.nan) for name, x in edsr.state_dict().items()}
+    torch.save(tensors, tmp_path / "net.pth")
+    with pytest.raises(MTKDError, match=r"net\.pth: \d+ of its tensors are not finite"):
+        mtkd_lightning.load(tmp_path / "net.pth", res_scale=0.1)
+
+
 def test_equal_weights_are_equal_files(edsr, tmp_path):
     artifacts.save(tmp_path / "again.safetensors", edsr.state_dict(), CONFIG, steps=6, seconds=1.5)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "weights" / "net.safetensors").read_bytes()

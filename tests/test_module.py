@@ -26,6 +26,7 @@ from mtkd_lightning.methods.base import Method
 from mtkd_lightning.methods.mtkd import MTKD
 from mtkd_lightning.methods.scratch import Scratch
 from mtkd_lightning.metrics.functional import Protocol, psnr, ssim
+from mtkd_lightning.published import read_tensors
 from mtkd_lightning.recipe import Recipe, multistep
 from mtkd_lightning.teachers.dctswin import DCTSwin
 from mtkd_lightning.teachers.teacher import Ensemble, Teacher
@@ -178,6 +179,18 @@ def test_the_checkpoint_holds_no_teacher(trained, tmp_path):
     values = sum(p.numel() for p in method.student.parameters())
     assert 4 * values <= sum(x.numel() for x in held) < 4 * values + 100  # weights, average, two moments of Adam
     assert not [x for x in held for y in theirs if x.shape == y.shape and torch.equal(x, y)]
+
+
+def test_a_checkpoint_gives_the_average(trained, tmp_path):
+    """Which its training would end with."""
+    trained(Scratch(network()), ema_decay=0.9)
+    checkpoint = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    average = {name.removeprefix("student."): x for name, x in checkpoint["callbacks"]["EMA"].items()}
+    found = read_tensors(tmp_path / "run/last.ckpt")
+    assert found.keys() == average.keys()
+    assert all(torch.equal(x, average[name]) for name, x in found.items())
+    live = checkpoint["state_dict"]
+    assert not all(torch.equal(x, live[f"method.student.{name}"]) for name, x in found.items())
 
 
 def test_the_teacher_does_not_change(trained):

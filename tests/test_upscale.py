@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from mtkd_lightning.files import file_sha256
 from mtkd_lightning.networks import Weights, load
 from mtkd_lightning.photographs import Photograph, read
 from mtkd_lightning.upscale import main
+from mtkd_lightning.writers import WRITERS, Sheet, write
 
 CPU = torch.device("cpu")
 
@@ -157,6 +159,7 @@ def test_grey_alpha_and_palette(upscale, tmp_path, picture, weights):
     grey = rgb.convert("L")
     grey.save(tmp_path / "grey.png")
     grey.save(tmp_path / "grey.jpg")
+    grey.save(tmp_path / "grey.tif")
     Image.merge("LA", (grey, Image.fromarray(alpha))).save(tmp_path / "greyalpha.png")
     rgb.putalpha(Image.fromarray(alpha))
     for suffix in ("png", "webp", "tif"):
@@ -165,6 +168,7 @@ def test_grey_alpha_and_palette(upscale, tmp_path, picture, weights):
     upscale("input=*.*", "output=out")
     of_grey = 255 * enlarged(weights, np.asarray(grey)[..., None])[..., 0]
     assert np.abs(levels(Path("out/grey_x2.png")) - of_grey).max() < 0.51
+    assert np.abs(levels(Path("out/grey_x2.tif")) - of_grey).max() < 0.51
     assert np.abs(levels(Path("out/grey_x2.jpg")) - of_grey).mean() < 5
     pair = levels(Path("out/greyalpha_x2.png"))
     wanted = bicubic(alpha[..., None], 2)[..., 0]
@@ -178,10 +182,8 @@ def test_grey_alpha_and_palette(upscale, tmp_path, picture, weights):
     assert levels(Path("out/palette_x2.png")).shape == (120, 168, 3)
 
 
-@pytest.mark.parametrize(("suffix", "channels"), [("png", 3), ("tif", 3), ("png", 1), ("png", 4)])
+@pytest.mark.parametrize(("suffix", "channels"), [("png", 3), ("tif", 3), ("png", 1), ("tif", 1), ("png", 4)])
 def test_sixteen_bits_stay(upscale, tmp_path, picture, weights, suffix, channels):
-    import cv2
-
     deep = picture.astype(np.uint16) * 257 + np.arange(84, dtype=np.uint16)[:, None]
     deep = deep.clip(0, 60000)
     deep = deep[..., :1] if channels == 1 else np.concatenate([deep, deep[..., :1]], 2)[..., :channels]
@@ -235,6 +237,74 @@ def test_every_orientation_of_deep_pictures(tmp_path, picture, orientation):
     flat.getexif()[ExifTags.Base.Orientation] = orientation
     upright = np.asarray(ImageOps.exif_transpose(flat)).astype(np.uint16) * 257
     assert np.array_equal(read(tmp_path / "in.tif", 1).pixels, upright)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_texts_beyond_ascii_stay(upscale, tmp_path, picture, suffix):
+    text = "© 2024 Jörg".encode()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Copyright] = text
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.LensModel: text}
+    Image.fromarray(picture).save(tmp_path / "in.jpg", exif=exif)
+    upscale("input=in.jpg", "output=out", f"format={suffix}")
+    with Image.open(f"out/in_x2.{suffix}") as image:
+        tags = image.getexif()
+        assert tags[ExifTags.Base.Copyright].encode("latin-1") == text
+        if suffix != "tif":
+            assert text in image.info["exif"]
+
+
+def test_tags_that_a_jpeg_cannot_hold_are_left_out(upscale, tmp_path, picture):
+    """First the notes of the camera's maker, then all; a PNG holds them."""
+    for name, long in (("notes", ExifTags.Base.MakerNote), ("comment", ExifTags.Base.UserComment)):
+        exif = Image.Exif()
+        exif[ExifTags.IFD.Exif] = {ExifTags.Base.ISOSpeedRatings: 200, long: b"x" * 70_000}
+        Image.fromarray(picture).save(tmp_path / f"{name}.png", exif=exif)
+    upscale("input=*.png", "output=out", "format=jpg")
+    upscale("input=*.png", "output=out", "format=png")
+    kept = {}
+    for path in Path("out").iterdir():
+        with Image.open(path) as image:
+            camera = image.getexif().get_ifd(ExifTags.IFD.Exif)
+            kept[path.name] = (camera.get(ExifTags.Base.ISOSpeedRatings), len(image.info.get("exif", b"")) > 70_000)
+    assert kept == {
+        "notes_x2.jpg": (200, False),
+        "comment_x2.jpg": (None, False),
+        "notes_x2.png": (200, True),
+        "comment_x2.png": (200, True),
+    }
+
+
+@pytest.mark.parametrize(("extra", "colours"), [(0, "dropped"), (1, "premultiplied"), (2, "apart")])
+def test_the_fourth_channel_of_a_deep_tiff(tmp_path, picture, extra, colours):
+    import tifffile
+
+    deep = picture.astype(np.uint16) * 257
+    alpha = np.full((*deep.shape[:2], 1), 32768, np.uint16)
+    alpha[0] = 0
+    stored = deep * (alpha / 65535) if colours == "premultiplied" else deep
+    four = np.concatenate([stored.round().astype(np.uint16), alpha], axis=2)
+    tifffile.imwrite(tmp_path / "in.tif", four, photometric="rgb", extrasamples=[extra], metadata=None)
+    found = read(tmp_path / "in.tif", 1)
+    assert np.abs(found.pixels[1:].astype(int) - deep[1:]).max() <= 1
+    assert (found.alpha is None) if colours == "dropped" else np.array_equal(found.alpha, alpha)
+
+
+def test_transparency_of_deep_grey(tmp_path, picture):
+    """By a channel, beside EXIF, and by a key."""
+    deep = picture.astype(np.uint16) * 257
+    Image.fromarray(deep[..., 0]).save(tmp_path / "key.png", transparency=int(deep[5, 5, 0]))
+    found = read(tmp_path / "key.png", 1)
+    assert np.array_equal(found.pixels, deep[..., :1])
+    assert np.array_equal(found.alpha == 0, deep[..., :1] == deep[5, 5, 0])
+    origin = Photograph(deep[..., :1], deep[..., 1:2], None, Image.Exif())
+    origin.exif[ExifTags.Base.Model] = "Camera"
+    sheet = Sheet(*deep.shape[:2], 2, origin, 90)
+    write(tmp_path / "channel.png", "png", sheet, iter([deep[..., :2]]))
+    assert cv2.imread(str(tmp_path / "channel.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+    found = read(tmp_path / "channel.png", 1)
+    assert np.array_equal(found.pixels, deep[..., :1])
+    assert np.array_equal(found.alpha, deep[..., 1:2])
 
 
 def test_a_profile_of_other_colours_is_left_out(tmp_path, picture):
@@ -352,17 +422,32 @@ def test_no_weights(tmp_path):
     assert " torch\n" not in result.stderr
 
 
+def test_an_encoder_that_fails_does_not_stop_the_rest(upscale, photos, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(WRITERS, "jpg", fail)
+    written = upscale("input=photos", "output=out", status=1)
+    assert "4 of 5 enlarged" in written
+    assert "photos/b.jpg: it cannot be enlarged or written (ValueError: no such thing)" in written
+
+
 def test_broken_pictures_do_not_stop_the_rest(upscale, photos):
+    deep = np.full((60, 84, 3), 999, np.uint16)
+    deep[::3, ::5] = 31
+    cv2.imwrite(str(photos / "3.png"), deep)
+    (photos / "3.png").write_bytes((photos / "3.png").read_bytes()[:-100])
     (photos / "0.png").write_bytes((photos / "a.png").read_bytes()[:2000])
     (photos / "1.jpg").write_text("no picture")
     (photos / "2.png").touch()
     written = upscale("input=[photos,missing.jpg]", "output=out", status=1)
-    assert "5 of 9 enlarged" in written
-    assert "4 of 9 failed:" in written
+    assert "5 of 10 enlarged" in written
+    assert "5 of 10 failed:" in written
     for reason in (
         "0.png is damaged",
         "1.jpg is not a picture",
         "2.png is an empty file",
+        "3.png is damaged",
         "missing.jpg cannot be read",
     ):
         assert reason in written

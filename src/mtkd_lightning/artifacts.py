@@ -145,12 +145,15 @@ STEADIER = (
 
 def refuse_broken(tensors: Mapping[str, Tensor], what: object) -> None:
     """Raise MTKDError if a weight is infinite or no number."""
-    broken = [name for name, x in tensors.items() if not torch.isfinite(x).all()]
-    if broken:
+    if broken := _broken(tensors):
         raise MTKDError(
             f"{len(broken)} weights for {what} are not finite, {broken[0]} first; they were not written, the last "
             f"checkpoint is kept. {STEADIER}"
         )
+
+
+def _broken(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, x in tensors.items() if not (x.is_meta or torch.isfinite(x).all())]
 
 
 def put_aside(path: Path) -> None:
@@ -164,8 +167,10 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], source: object)
     """Load strictly.
 
     Raises:
-        MTKDError: tensors are missing, unexpected or misshapen, with the list.
+        MTKDError: tensors are missing, unexpected or misshapen, with the list, or not finite.
     """
+    if broken := _broken(tensors):
+        raise MTKDError(f"{source}: {len(broken)} of its tensors are not finite, {broken[0]} first: take another file")
     own = network.state_dict()
     misshapen = {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape}
     problems = [

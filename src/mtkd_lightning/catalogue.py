@@ -72,7 +72,21 @@ def obtain(name: str) -> Path:
     entry = known[name]
     path = downloaded(entry)
     fetch(entry.url, path, sha256=entry.sha256)
+    if entry.sha256 is None:
+        _refuse_other_content(path)
     return path
+
+
+def _refuse_other_content(path: Path) -> None:
+    """Remove what came in place of a file of which no sha256 is published: an error page, a part."""
+    from mtkd_lightning.published import read_tensors  # late, for it imports torch
+
+    try:
+        read_tensors(path)
+    except MTKDError as error:
+        for file in (path, path.with_name(f"{path.name}.sha256")):
+            file.unlink(missing_ok=True)
+        raise MTKDError(f"{error}. It was removed: the same command fetches it again") from error
 
 
 def downloaded(entry: Entry) -> Path:

@@ -40,7 +40,7 @@ def run(config: DictConfig) -> None:
             raise MTKDError(f"{key}={config[key]}: it must be a whole number of LR pixels")
     texts = [name for text in _list(config.weights) for name in _at_every_scale(str(text), scales)]
     # Late: an error above should not wait for torch.
-    from mtkd_lightning.evaluation import Bicubic, evaluate
+    from mtkd_lightning.evaluation import Bicubic, evaluate, refuse_small
     from mtkd_lightning.inference import choose_device
     from mtkd_lightning.network_tables import network_table
     from mtkd_lightning.network_tables import rows as rows_of
@@ -67,7 +67,7 @@ def run(config: DictConfig) -> None:
         if not benchmarks:
             raise MTKDError(f"{config.data.root} has no benchmark: say data=benchmarks, or put some there")
         for pairs in benchmarks.values():
-            pairs.prepare()
+            refuse_small(pairs, pairs.prepare())
         members = {
             name: Teacher(_wrapped(network, scale, config)) for name, network in networks.items() if name != "bicubic"
         }

@@ -15,8 +15,9 @@ from mtkd_lightning.data.batches import WholePictures
 from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.resize import upscale
+from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.metrics.complexity import flops, parameters
-from mtkd_lightning.metrics.functional import Protocol, psnr, quantize, ssim
+from mtkd_lightning.metrics.functional import SSIM_SIDE, Protocol, psnr, quantize, ssim
 from mtkd_lightning.teachers.teacher import Ensemble
 from mtkd_lightning.typing import SRBatch, floats
 
@@ -45,6 +46,21 @@ def protocol_of(benchmark: str, scale: int) -> Protocol:
     if benchmark.startswith("DIV2K"):
         return Protocol(crop_border=scale + 2, luma=False)
     return Protocol(crop_border=scale)
+
+
+def refuse_small(pairs: PairedImages, lr_sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse pictures that leave SSIM no window inside the border, before any is scored.
+
+    Raises:
+        MTKDError: names the first.
+    """
+    needed = SSIM_SIDE + 2 * pairs.scale
+    for pair, size in zip(pairs.pairs, lr_sizes, strict=True):
+        if (side := min(size) * pairs.scale) < needed:
+            raise MTKDError(
+                f"{pair.hr} has a side of {side} pixels; scoring needs {needed} ({SSIM_SIDE} for SSIM, {pairs.scale} "
+                "for the border on each side): remove it"
+            )
 
 
 def evaluate(

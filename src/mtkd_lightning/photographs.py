@@ -24,6 +24,7 @@ KEPT_TAGS = (TAGS.ImageDescription, TAGS.Make, TAGS.Model, TAGS.Software, TAGS.D
 KEPT_PARTS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 SIZE_TAGS = (TAGS.ExifImageWidth, TAGS.ExifImageHeight)
 GREY = {"1", "L", "LA", "La"}
+TIFF_EXTRA, UNSPECIFIED, PREMULTIPLIED = 338, (0,), (1,)
 DEEP_GREY = {"I", "I;16", "I;16B", "I;16L"}
 # What an EXIF orientation asks to be done to rows and columns.
 UPRIGHT = {
@@ -67,17 +68,19 @@ def read(path: Path, megapixels: float) -> Photograph:
         MTKDError: the file is missing, empty, damaged, too large, or not a picture of an allowed kind.
     """
     with decoding(path) as data, _limited(path, megapixels), Image.open(BytesIO(data), formats=FORMATS) as image:
-        deep, mode, exif = is_deep(image), image.mode, image.getexif()
+        deep, mode = is_deep(image), image.mode
+        grey = mode in GREY | DEEP_GREY or "LA;16" in str(image.tile)  # which is empty after getexif
+        exif = image.getexif()
         orientation, kept = exif.get(TAGS.Orientation), _kept(exif)
-        grey = mode in GREY | DEEP_GREY or "LA;16" in str(image.tile)
         icc = image.info.get("icc_profile")
+        image.load()
         if deep:
             # OpenCV turns a TIFF by itself, and so reads a PNG only without its alpha.
             levels = _decode_deep(data, grey, orientation if image.format == "PNG" else None)
+            levels = _with_alpha(levels, image)
         elif mode not in WITH_ALPHA | WITHOUT_ALPHA:
             raise NotImplementedError(f"pixels of the kind {mode!r}")
         else:
-            image.load()
             upright = ImageOps.exif_transpose(image)
             if mode == "CMYK" and icc:
                 upright, icc = _in_srgb(upright, icc), None
@@ -93,17 +96,29 @@ def read(path: Path, megapixels: float) -> Photograph:
     return Photograph(levels[..., :colours], alpha, icc, kept)
 
 
-def exif_bytes(photograph: Photograph, height: int, width: int) -> bytes:
-    """The tags with the size of the enlarged copy, after the marker "Exif"; empty if there are none."""
+def exif_bytes(photograph: Photograph, height: int, width: int, most: int | None = None) -> bytes:
+    """The tags with the size of the enlarged copy, after the marker "Exif"; empty if there are none.
+
+    Of more than ``most`` bytes, the notes that a maker of cameras keeps for itself are left out, or else all.
+    """
     exif = photograph.exif
     if not exif:
         return b""
     if camera := exif.get(ExifTags.IFD.Exif):
         exif[ExifTags.IFD.Exif] = camera | dict(zip(SIZE_TAGS, (width, height), strict=True))
     try:
-        return exif.tobytes()
+        content = exif.tobytes()
+        if most and len(content) > most and camera:
+            exif[ExifTags.IFD.Exif].pop(TAGS.MakerNote, None)
+            content = exif.tobytes()
     except Exception:  # tags are whatever a camera wrote; the picture is worth more
         return b""
+    return b"" if most and len(content) > most else content
+
+
+def as_stored(value: Any) -> bytes:
+    """The bytes of a text tag: Pillow reads every one as Latin-1, and cannot write what is beyond ASCII."""
+    return value if isinstance(value, bytes) else str(value).encode("latin-1", "replace")
 
 
 @contextmanager
@@ -128,11 +143,15 @@ def _kept(exif: Image.Exif) -> Image.Exif:
     kept = Image.Exif()
     for tag in KEPT_TAGS:
         if tag in exif:
-            kept[tag] = exif[tag]
+            kept[tag] = as_stored(exif[tag])
     for part in KEPT_PARTS:
         try:
             if tags := exif.get_ifd(part):
-                kept[part] = dict(tags)
+                kept[part] = {
+                    tag: as_stored(value) if isinstance(value, str) and not value.isascii() else value
+                    for tag, value in tags.items()
+                    if tag != ExifTags.IFD.Interop  # an offset in the old file
+                }
         except Exception:  # damaged; the picture need not be
             continue
     return kept
@@ -148,6 +167,21 @@ def _decode_deep(data: bytes, grey: bool, orientation: int | None) -> Levels:
         order = {3: [2, 1, 0], 4: [2, 1, 0, 3]}[bgr.shape[2]]
         bgr = bgr[..., [0, 3] if grey and len(order) == 4 else order]
     return np.ascontiguousarray(UPRIGHT[orientation](bgr) if orientation in UPRIGHT else bgr, np.uint16)
+
+
+def _with_alpha(levels: Levels, image: Image.Image) -> Levels:
+    """16-bit channels with the alpha that OpenCV leaves to us: a PNG's grey key, a TIFF's kinds of a fourth channel."""
+    key = image.info.get("transparency")
+    if levels.shape[2] == 1 and isinstance(key, int):
+        return np.concatenate([levels, np.where(levels == key, 0, 65535).astype(np.uint16)], axis=2)
+    extra = getattr(image, "tag_v2", {}).get(TIFF_EXTRA, ())
+    if levels.shape[2] == 4 and tuple(extra) == UNSPECIFIED:
+        return levels[..., :3]
+    if levels.shape[2] == 4 and tuple(extra) == PREMULTIPLIED:
+        alpha = levels[..., 3:].astype(np.float64)
+        colours = np.divide(levels[..., :3] * 65535.0, alpha, out=np.zeros(levels[..., :3].shape), where=alpha > 0)
+        return np.concatenate([colours.round().clip(0, 65535).astype(np.uint16), levels[..., 3:]], axis=2)
+    return levels
 
 
 def _in_srgb(image: Image.Image, icc: bytes) -> Image.Image:

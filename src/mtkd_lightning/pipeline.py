@@ -17,10 +17,10 @@ from mtkd_lightning.data.batches import TrainingBatches
 from mtkd_lightning.data.paired import PairedImages
 from mtkd_lightning.data.sources import Pictures
 from mtkd_lightning.errors import MTKDError, enough_memory
+from mtkd_lightning.evaluation import refuse_small
 from mtkd_lightning.lineup import Lineup
 from mtkd_lightning.making import Maker, exclusive, say_progress
 from mtkd_lightning.methods.base import Method
-from mtkd_lightning.metrics.functional import SSIM_SIDE
 from mtkd_lightning.network_tables import write_tables
 from mtkd_lightning.published import load_published, read_tensors
 from mtkd_lightning.report.page import write_report
@@ -161,12 +161,7 @@ class Pipeline:
             ).prepare(say_progress)
         self._need_space()
         for pairs in (self.pictures.validation, *self.pictures.benchmarks.values()):
-            smallest = min(min(size) for size in pairs.prepare(say_progress)) * self.scale
-            if smallest < (needed := SSIM_SIDE + 2 * self.scale):
-                raise MTKDError(
-                    f"a picture of {pairs.pairs[0].hr.parent} has a side of {smallest} pixels; scoring needs {needed} "
-                    f"({SSIM_SIDE} for SSIM, {self.scale} for the border on each side): remove it"
-                )
+            refuse_small(pairs, pairs.prepare(say_progress))
 
     def _need_space(self) -> None:
         """Refuse, before anything is trained, what the teachers' pictures of the asked stages will not fit."""

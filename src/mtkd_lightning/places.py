@@ -75,7 +75,8 @@ def plan(sources: list[tuple[Path, Path]], output: Path, config: DictConfig, *, 
             raise MTKDError(
                 f"{job.source} would go to {job.target}, "
                 + ("which is an input" if place == other.resolve() else f"where {other} goes, too")
-                + ": choose another output or pattern, one with {stem} and, for pictures of one name, {suffix}"
+                + ": choose another output, or a pattern with {stem}; pictures of one name in two formats keep apart "
+                "without format=... and with {suffix}"
             )
     return jobs
 

@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MTKDError(f"{path} cannot be read as weights: {_reason(path, error)}") from error
-    return _state_dict(content, path)
+    return _state_dict(_averaged(content), path)
 
 
 def build_network(tensors: Mapping[str, Tensor], source: object, **given: Any) -> Backbone:
@@ -99,8 +99,9 @@ def build_with_arguments(
     for key, usual in found.unknown.items():
         if key not in given:
             raise MTKDError(
-                f"{source} is of the kind {name} ({told}), but its tensors do not tell {key}: give {key}=... too; "
-                f"it is {usual}"
+                f"{source} is of the kind {name} ({told}), but its tensors do not tell {key}; it is {usual}. Say it in "
+                f"Python, mtkd_lightning.load(..., {key}=...), or as a configured backbone of an experiment; a file "
+                "that was trained here tells it by the .json beside it"
             )
     arguments = found.arguments | given
     try:
@@ -166,6 +167,15 @@ def _reason(path: Path, error: Exception) -> str:
         f"it is empty, cut off, damaged or something else ({type(error).__name__}: {said}). Fetch or copy it again, or "
         "check what it is."
     )
+
+
+def _averaged(content: Any) -> Any:
+    """The student's average in a checkpoint of ours, which is what its training ends with; else what was given."""
+    callbacks = content.get("callbacks") if isinstance(content, dict) else None
+    average = callbacks.get("EMA") if isinstance(callbacks, dict) else None
+    if not isinstance(average, dict):
+        return content
+    return {name: x for name, x in average.items() if str(name).startswith("student.")} or content
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ def write_students(groups: Sequence[Group], folder: Path) -> None:
     """
     for group in groups:
         for variant, seeds in group.variants.items():
+            if Path(variant).name != variant:
+                raise MTKDError(f"students=true: {variant!r} is no name of a file; train it under another label")
             path, record = max(map(_weights, seeds.values()), key=lambda file: file[1]["metrics"]["val/psnr"])
             _write(path, record, folder / f"{_name(variant, group, groups)}.safetensors")
 

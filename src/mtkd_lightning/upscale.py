@@ -108,9 +108,11 @@ def _failures(enlarger: Any, jobs: list[Job], config: DictConfig) -> Iterator[st
         except MTKDError as error:
             raise MTKDError(f"{error} {done} of {len(jobs)} are done and kept.") from error
         except Exception as error:
-            if not out_of_memory(error):
-                raise
-            yield progress.failed(job, f"{job.source}: not enough memory; set tile to less than it chose, 128 for one")
+            reason = f"it cannot be enlarged or written ({type(error).__name__}: {error})"
+            if out_of_memory(error):
+                reason = "not enough memory; set tile to less than it chose, 128 for one"
+            log.debug("%s", job.source, exc_info=True)
+            yield progress.failed(job, f"{job.source}: {reason}")
         else:
             progress.finished(job)
 

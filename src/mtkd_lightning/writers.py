@@ -14,13 +14,15 @@ import numpy as np
 from PIL import Image
 
 from mtkd_lightning.errors import MTKDError
-from mtkd_lightning.photographs import KEPT_TAGS, Levels, Photograph, exif_bytes
+from mtkd_lightning.photographs import KEPT_TAGS, Levels, Photograph, as_stored, exif_bytes
 
 LONGEST_SIDE = {"jpg": 65500, "jpeg": 65500, "webp": 16383}
 OPAQUE = {"jpg", "jpeg", "bmp"}
 PILLOW = {"jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "bmp": "BMP"}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
+JPEG_EXIF = 65533
+"""Bytes that one of its segments holds."""
 AVERAGE = 3
 """PNG's filter of a row that is cheap for its effect on photographs: the mean of the left and the upper byte."""
 BLOCK = 16
@@ -118,12 +120,12 @@ def _write_tiff(path: Path, _: str, sheet: Sheet, strips: Iterator[Levels]) -> N
     import tifffile
 
     exif = sheet.origin.exif
-    texts = [(int(tag), 2, 0, str(exif[tag]), True) for tag in KEPT_TAGS if tag in exif]
+    texts = [(int(tag), 2, 0, as_stored(exif[tag]), True) for tag in KEPT_TAGS if tag in exif]
     options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if sheet.channels in (2, 4) else {}
     tifffile.imwrite(
         path,
         (_deflated(block) for block in _blocks(strips, BLOCK)),
-        shape=(sheet.height, sheet.width, sheet.channels),
+        shape=(sheet.height, sheet.width, *([sheet.channels] if sheet.channels > 1 else [])),  # else a page a row
         dtype=sheet.origin.pixels.dtype,
         byteorder="<",
         photometric="rgb" if sheet.channels > 2 else "minisblack",
@@ -157,7 +159,7 @@ def _write_whole(path: Path, suffix: str, sheet: Sheet, strips: Iterator[Levels]
     options: dict[str, Any] = {"quality": sheet.quality}
     if PILLOW[suffix] == "JPEG":
         options["subsampling"] = 0
-    exif = exif_bytes(sheet.origin, sheet.height, sheet.width)
+    exif = exif_bytes(sheet.origin, sheet.height, sheet.width, most=JPEG_EXIF if PILLOW[suffix] == "JPEG" else None)
     whole.save(path, PILLOW[suffix], icc_profile=sheet.origin.icc, exif=exif, **options)
 
 
