@@ -55,6 +55,14 @@ def test_one_file_of_the_two_is_none(path, weights, suffix):
     assert artifacts.find(path, CONFIG) is None
 
 
+def test_a_file_without_its_sidecar_is_not_overwritten(path, weights):
+    path.parent.mkdir()
+    path.write_bytes(b"a user's")
+    artifacts.save(path, weights, CONFIG)
+    assert path.with_stem(f"{path.stem}.old").read_bytes() == b"a user's"
+    assert artifacts.find(path, CONFIG) is not None
+
+
 def test_a_changed_file_is_refused(path, weights):
     artifact = artifacts.save(path, weights, CONFIG)
     save_file({"a": weights["a"].contiguous(), "b": torch.arange(1, 4)}, path)

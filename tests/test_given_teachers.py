@@ -1,6 +1,8 @@
 """Teachers that are not trained here: pictures on disk, weights from elsewhere, and the check that they can teach."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,21 @@ def test_the_compact_trio_teaches(shared, pictures, tmp_path, job, monkeypatch):
 def test_weights_of_another_scale(shared, refused):
     written = refused(f"+teacher.members.x.weights={shared / 'weights/lkdn_x4.pth'}")
     assert "enlarge x4, but scale=2" in written
+
+
+def test_other_pictures_of_a_folder_are_merged_anew(pictures, tmp_path, job):
+    """Also where those of the training set are the same."""
+    arguments = [*FOLDER_MEMBER, f"+teacher.members.same.folder={tmp_path / 'same'}", "aggregator=mean"]
+    arguments += ["stages=[teachers,distillation]"]
+    result = job(tmp_path, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (held_out,) = re.findall(r"^  validation: (\w+)$", result.stdout, re.MULTILINE)
+    shutil.copy(tmp_path / f"half/{held_out}x2.png", tmp_path / f"same/{held_out}.png")
+    assert job(tmp_path, *arguments, "name=again", "teacher.accept_weak=true").returncode == 0
+    records = [json.loads((tmp_path / f"weights/{name}.json").read_text()) for name in ("tiny", "again")]
+    assert records[0]["sha256"] == records[1]["sha256"]
+    to_teacher = [record["metrics"]["val/psnr_to_teacher"] for record in records]
+    assert abs(to_teacher[0] - to_teacher[1]) > 0.5
 
 
 def test_pictures_of_a_folder_are_kept_like_others(pictures, tmp_path, job):

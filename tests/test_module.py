@@ -20,7 +20,7 @@ from mtkd_lightning.config import CONF
 from mtkd_lightning.data.batches import TrainingBatches, WholePictures
 from mtkd_lightning.data.images import write_png
 from mtkd_lightning.data.sources import Pictures, folders
-from mtkd_lightning.errors import MTKDError
+from mtkd_lightning.errors import Interrupted, MTKDError
 from mtkd_lightning.losses.pixel import l1
 from mtkd_lightning.methods.base import Method
 from mtkd_lightning.methods.mtkd import MTKD
@@ -215,6 +215,33 @@ def test_a_checkpoint_goes_on_to_the_same_weights(trained, pictures, tmp_path):
     train(other, recipe(ema_decay=0.9), pictures, trainer=trainer, run=tmp_path / "run", checkpoint=checkpoint,
           config=config, label="test")  # fmt: skip
     assert all(torch.equal(x, y) for x, y in zip(method.parameters(), other.parameters(), strict=True))
+
+
+def test_twice_interrupted_in_parts_of_batches(trained, pictures, tmp_path):
+    """The second time behind the first part of the first step after a checkpoint."""
+
+    class Stop(Callback):
+        def __init__(self, batch_idx: int) -> None:
+            self.batch_idx = batch_idx
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == self.batch_idx:
+                raise SystemExit
+
+    def sitting(run: str, *callbacks: Callback) -> Method:
+        torch.manual_seed(0)
+        method, loop = Scratch(network()), partial(trainer, accumulate_grad_batches=2)
+        train(method, recipe(ema_decay=0.9), pictures, trainer=loop, run=tmp_path / run, config={"of": "a test"},
+              checkpoint=resumable(tmp_path / run, {"of": "a test"}), label="test", callbacks=callbacks)  # fmt: skip
+        return method
+
+    whole = sitting("whole")
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            sitting("cut", Stop(9))
+        assert torch.load(tmp_path / "cut/last.ckpt", weights_only=True)["global_step"] == 4
+    cut = sitting("cut")
+    assert all(torch.equal(x, y) for x, y in zip(whole.parameters(), cut.parameters(), strict=True))
 
 
 def test_broken_weights_do_not_replace_a_checkpoint(trained, tmp_path):

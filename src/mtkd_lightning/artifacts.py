@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from mtkd_lightning.errors import MTKDError
 from mtkd_lightning.files import file_sha256, replacing, write_json
+
+log = logging.getLogger(__name__)
 
 # How a training is watched, and a path whose file's hash stands beside it: not what the network becomes.
 NOT_IN_HASH = ("validate_every", "checkpoint_every", "init_from")
@@ -80,6 +83,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: dict[str, Any], **re
     refuse_broken(tensors, path)
     # What rebuilds the network, for a file that loses its sidecar; no more, or equal weights would be unequal files.
     enough = {"config": {key: config[key] for key in ("stage", "scale", "network") if key in config}}
+    if path.exists() and not path.with_suffix(".json").exists():  # a file of the user's, or half of a killed run's
+        put_aside(path)
+        log.warning("%s had no .json beside it, so it is no artefact of a run; it was renamed to *.old", path)
     contiguous = {name: x.detach().to("cpu").contiguous() for name, x in tensors.items()}
     with replacing(path) as temporary:
         # Not save_file, whose files no other user may read.

@@ -79,14 +79,26 @@ def check(config: DictConfig) -> None:
         raise MTKDError(f"trainer.log_every_n_steps={every!r}: it must be a whole number above 0")
     devices = _devices(config)
     _refuse_unknown("logger", config.logger, {"images", "images_every", "tensorboard", "wandb"})
+    if "tensorboard" in config.logger:
+        _refuse_unknown("logger.tensorboard", config.logger.tensorboard, set())
     if "wandb" in config.logger:
         _refuse_unknown("logger.wandb", config.logger.wandb, set(OmegaConf.load(CONF / "logger" / "wandb.yaml").wandb))
     loggers.check(config.logger)
     if config.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise MTKDError("compile=true needs a C++ compiler, and neither g++ nor clang++ is here: install one")
     for key in ("seed", "num_workers", "report.pictures"):
-        if not isinstance(value := OmegaConf.select(config, key), int) or value < 0:
-            raise MTKDError(f"{key}={value!r}: it must be a whole number from 0 up")
+        _refuse_negative(key, OmegaConf.select(config, key))
+    for name, member in config.teacher.members.items():
+        if member.get("seed") is not None:
+            _refuse_negative(f"teacher.members.{name}.seed", member.seed)
+    seeds = [member.get("seed") for member in config.teacher.members.values()]
+    if config.training.teachers.seed and None not in seeds:
+        raise MTKDError(
+            f"training.teachers.seed={config.training.teachers.seed} has no effect: every teacher has a seed of its "
+            "own, teacher.members.<name>.seed"
+        )
+    if not isinstance(config.name, str) or Path(config.name).name != config.name:
+        raise MTKDError(f"name={config.name!r} cannot be that of a file; label is a part of it: neither may have a /")
     for stage, node in config.training.items():
         values = {key: value for key, value in node.items() if key not in ("_target_", "optimizer", "scheduler")}
         try:
@@ -183,6 +195,12 @@ def plain(node: Any) -> Any:
         raise MTKDError(f"the configuration cannot be resolved: {error}") from error
 
 
+def _refuse_negative(key: str, value: Any) -> None:
+    most = 2**32 - 1  # of a seed
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise MTKDError(f"{key}={value!r}: it must be a whole number from 0 to {most}")
+
+
 def _check_only(teacher: DictConfig) -> None:
     only, members = teacher.only, tuple(teacher.members)
     # Experiments of two teachers (conf/variant/two) and of one name them by what conf/teacher says.
@@ -194,6 +212,8 @@ def _check_only(teacher: DictConfig) -> None:
         return
     if not only:
         raise MTKDError("teacher.only=[] leaves no teacher: name some, or say teacher.only=null for all")
+    if len(set(only)) < len(only):
+        raise MTKDError(f"teacher.only={only}: a member is there once")
     if list(only) == [None]:
         raise MTKDError(f"teacher.alone=null: one teacher teaches here; name it, teacher.alone={members[0]} say")
     for name in only:

@@ -1,7 +1,6 @@
 """The teachers of a run: found, checked, and their pictures made once."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -252,7 +251,7 @@ class Lineup:
             [
                 next(given)
                 if name in self._folders()
-                else self._cache(self._cached_by(name)).make(
+                else self._cache_of(name, pairs).make(
                     bare, partial(self._net, name), self.maker.device, f"teacher {name}", say_progress
                 )
                 for name in self.names
@@ -268,18 +267,20 @@ class Lineup:
         Raises:
             MTKDError: they will not fit.
         """
-        sets = [pairs.with_files([]) for pairs in (self.pictures.train, self.pictures.validation)]
 
-        def missing(made_by: Callable[..., Any], *arguments: str) -> int:
-            try:
-                cache = self._cache(made_by(*arguments))
-            except MTKDError:  # its stage will make it, or say what is wrong
-                cache = self._cache(None)
-            return sum(map(cache.missing_bytes, sets))
+        def missing(member: str | None) -> int:
+            total = 0
+            for pairs in (self.pictures.train, self.pictures.validation):
+                try:
+                    cache = self._cache_of(member, pairs)
+                except MTKDError:  # its stage will make it, or say what is wrong
+                    cache = self._cache(None)
+                total += cache.missing_bytes(pairs.with_files([]))
+            return total
 
-        wanted = missing(self.made_by) if merged and self._merges else 0
+        wanted = missing(None) if merged and self._merges else 0
         if wanted or not (merged and self._merges):
-            wanted += sum(missing(self._cached_by, name) for name in self.names if name not in self._folders())
+            wanted += sum(missing(name) for name in self.names if name not in self._folders())
         if wanted:
             folder = Path(self.config.paths.cache).expanduser()
             need_space(folder, wanted, "the teachers' pictures")
@@ -302,13 +303,20 @@ class Lineup:
         """The ensemble's picture beside each pair."""
         if not self._merges:
             return self.with_members(pairs)
-        cache = self._cache(self.made_by())
+        cache = self._cache_of(None, pairs)
         files = cache.files(pairs)
         if not all(file.exists() for file in files):  # those of members are needed for that alone
             ensemble = self.ensemble(dict.fromkeys(self.names))
             self._warn_if_behind_mean(ensemble, self.with_members(self.pictures.validation))
             cache.make(self._beside(pairs), lambda: ensemble, self.maker.device, self._label, say_progress)
         return pairs.with_files([files])
+
+    def _cache_of(self, member: str | None, pairs: PairedImages) -> TeacherCache:
+        """Of a member's pictures, or of the merged ones."""
+        if member is not None:
+            return self._cache(self._cached_by(member))
+        # A member that is a folder is known by its pictures of the training set, and may change those of others alone.
+        return self._cache(self.made_by() | ({"given": pairs.teacher_hashes()} if self.has_folders else {}))
 
     def _cache(self, made_by: Any) -> TeacherCache:
         return TeacherCache(Path(self.config.paths.cache).expanduser() / "teachers", self.settings, made_by)

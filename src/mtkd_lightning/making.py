@@ -47,6 +47,8 @@ class Maker:
         self.weights, self.runs = (Path(config.paths[key]).expanduser() for key in ("weights", "runs"))
         self.recipes: dict[str, Recipe] = {stage: build(node) for stage, node in config.training.items()}
         self.device = torch.device("cuda" if on_gpu(config) else "cpu")
+        if self.device.type == "cpu" and config.trainer.precision == "16-mixed":
+            raise MTKDError("trainer.precision=16-mixed needs a GPU; on a CPU say bf16-mixed, trainer=bf16")
         self.trainer = partial(
             build,
             config.trainer,

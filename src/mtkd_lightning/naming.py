@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 
 # Overrides (all below a key, too) that a name tells without this, or that leave the student's weights as they are.
 UNTOLD = {
-    *("experiment", "study", "preset", "scale", "seed", "name", "label"),
+    *("experiment", "study", "study_name", "report", "preset", "scale", "seed", "name", "label"),
     *("experiment_name", "method_name", "student_name", "aggregator_name", "teacher.name", "teacher.accept_weak"),
     *("stages", "existing", "paths", "data.root", "num_workers", "compile", "launcher", "hparams_search", "logger"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.log_every_n_steps"),

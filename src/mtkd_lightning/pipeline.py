@@ -65,6 +65,11 @@ class Pipeline:
         """Build everything and take a step, all on shapes alone, so that what cannot work ends here."""
         with without_expected_warnings():
             self.maker.trainer(logger=False)
+        for stage, recipe in self.maker.recipes.items():
+            try:
+                recipe.optimizer([nn.Parameter(torch.zeros(1))], lr=recipe.learning_rate)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise MTKDError(f"training.{stage}.optimizer cannot be built: {error}") from error
         if {"evaluation", "report"} & set(self.config.stages):
             self._benchmarks()
         distillation = self.maker.recipes["distillation"]

@@ -44,7 +44,7 @@ class Recipe:
         for key in ("steps", "batch_size", "lr_patch", "validate_every", "checkpoint_every"):
             if not (isinstance(value := getattr(self, key), int) and value > 0):
                 raise MTKDError(f"{key}={value!r} in a recipe: it must be a whole number above 0")
-        if self.learning_rate <= 0:
+        if not (isinstance(self.learning_rate, int | float) and self.learning_rate > 0):
             raise MTKDError(f"learning_rate={self.learning_rate!r} in a recipe: it must be above 0")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise MTKDError(f"ema_decay={self.ema_decay!r} in a recipe: it must lie in [0, 1), or be null")

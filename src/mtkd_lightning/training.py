@@ -95,7 +95,7 @@ def train(
                 Monitor(recipe.batch_size),
                 *callbacks,
                 progress(label),
-                ModelCheckpoint(
+                StepCheckpoints(
                     run,
                     CHECKPOINT.removesuffix(".ckpt"),
                     every_n_train_steps=recipe.checkpoint_every,
@@ -103,6 +103,7 @@ def train(
                 ),
             ],
         )
+        loop.log_every_n_steps = min(loop.log_every_n_steps, recipe.steps)  # type: ignore[attr-defined]
         loop.val_check_interval *= loop.accumulate_grad_batches  # Lightning counts parts of batches there
         try:
             loop.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -159,7 +160,7 @@ EXPECTED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",  # that is a resumed run
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*GPU available but not used.*",
-    ".*smaller than the logging interval.*",  # the last step is logged, too
+    ".*smaller than the logging interval.*",  # then the last step is logged
     ".*recommended to use `self.log.'val/.*sync_dist=True.*",  # our metrics gather by themselves
     ".*The `srun` command is available on your system but is not used.*",  # nor need it be
     ".*`broadcast_buffers` is deprecated.*",  # in favour of a name that older versions of torch do not know
@@ -184,6 +185,17 @@ class WholeCheckpoints(TorchCheckpointIO):
         # Through a file of Python's, whose error says that the disk is full; torch's own hides it.
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
+
+
+class StepCheckpoints(ModelCheckpoint):
+    """Saves after whole steps alone: Lightning's would save behind the first part of a batch, too, once resumed."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if the step is done and it is time."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class Record(Callback):

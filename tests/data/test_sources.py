@@ -101,6 +101,14 @@ def test_missing_folder_shows_the_layout(tmp_path):
             assert text in str(error.value)
 
 
+def test_lr_pictures_are_not_trained_on(picture, tmp_path):
+    """HR pictures lie beside their folder, not in one of their own."""
+    fill(tmp_path / "train", picture, 2)
+    fill(tmp_path / "train/LR_bicubic/X2", picture, 2)
+    with pytest.raises(MTKDError, match=r"train/LR_bicubic has no .*train/HR beside it: move the HR pictures there"):
+        folders(tmp_path, 2, tmp_path / "cache")
+
+
 def test_benchmark_without_pictures_is_reported(picture, tmp_path):
     fill(tmp_path / "train", picture, 10)
     (tmp_path / "benchmarks" / "Empty" / "HR").mkdir(parents=True)

@@ -272,6 +272,8 @@ def _benchmarks(root: Path, scale: int, store: PictureStore, strict_size: bool) 
 def _pairs(folder: Path, scale: int) -> list[Pair]:
     if (folder / "HR").is_dir():
         return _with_lr(folder / "HR", folder / "LR_bicubic", scale)
+    if (folder / "LR_bicubic").is_dir():
+        raise MTKDError(f"{folder / 'LR_bicubic'} has no {folder / 'HR'} beside it: move the HR pictures there")
     return find_pairs(folder, None, scale)
 
 
