@@ -137,9 +137,9 @@ def refuse_other(what: Path, made_by: Mapping[str, Any], asked: Mapping[str, Any
     differences = "\n".join(f"  {line}" for line in _differences(_relevant(made_by), _relevant(asked)))
     raise OtherConfigurationError(
         f"{what} was made by another configuration ({made}) than the one asked for ({wanted}):\n{differences}\n"
-        "Nothing was overwritten. Ask for the old configuration again, keep both with another place "
-        "(name=... for a student, paths.weights=... and paths.runs=... for all), or say existing=remake "
-        "to put the old one aside as *.old and make it anew."
+        "Nothing was overwritten. Ask for the old configuration again, keep both with another name (name=... of a "
+        "student, teacher.name=... of teachers, aggregator_name=...) or place (paths.weights=... and paths.runs=...), "
+        "or say existing=remake, with the stage that makes it, to put the old one aside as *.old and make it anew."
     )
 
 
