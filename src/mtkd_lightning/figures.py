@@ -20,7 +20,7 @@ LONGEST = 48  # characters of a name, so that room is left for the dots
 def draw(groups: Sequence[Group], titles: Sequence[str], path: Path) -> None:
     """Draw a line of panels a group and a panel a benchmark: variants ranked, each seed's PSNR and their mean.
 
-    A variant that is far from the others is a triangle at the edge and a number, so that the others stay apart. A name
+    A variant that is far below the others is a triangle at the edge and a number, so that the others stay apart. A name
     with an asterisk has a footnote in the table.
     """
     columns = max(len(group.benchmarks) for group in groups)
@@ -35,7 +35,7 @@ def draw(groups: Sequence[Group], titles: Sequence[str], path: Path) -> None:
             for benchmark, axes in zip(group.benchmarks, panels, strict=True):
                 _panel(axes, group, benchmark)
         lines[-1].supxlabel(
-            "large: mean over seeds; small: a seed; dashed: baseline; triangle: beyond the scale", fontsize=8
+            "large: mean over seeds; small: a seed; dashed: baseline; triangle: below the scale", fontsize=8
         )
         with replacing(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
@@ -43,10 +43,10 @@ def draw(groups: Sequence[Group], titles: Sequence[str], path: Path) -> None:
 
 def _panel(axes: Axes, group: Group, benchmark: str) -> None:
     scores = {name: per_seed(seeds, benchmark) for name, seeds in group.variants.items()}
-    low, high = _far_out([fmean(psnr) for psnr in scores.values()])
+    low = _far_below([fmean(psnr) for psnr in scores.values()])
     for place, (name, psnr) in enumerate(scores.items()):
-        if name != group.baseline and not low <= fmean(psnr) <= high:
-            _beyond(axes, place, fmean(psnr), fmean(psnr) < low)
+        if name != group.baseline and fmean(psnr) < low:
+            _below(axes, place, fmean(psnr))
             continue
         axes.plot(psnr, [place] * len(psnr), "o", color=SEED, markersize=3.5, markeredgewidth=0, zorder=3)
         axes.plot(fmean(psnr), place, "o", color=MEAN, markersize=7, zorder=2)
@@ -67,18 +67,16 @@ def _panel(axes: Axes, group: Group, benchmark: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _far_out(means: list[float]) -> tuple[float, float]:
-    """Give the outer fences of Tukey's box plot: three times the box's width beyond the quartiles, 0.3 dB at least."""
+def _far_below(means: list[float]) -> float:
+    """Give the lower outer fence of Tukey's box plot: three times the box's width below it, 0.3 dB at least."""
     lower, _, upper = quantiles(means * 2 if len(means) == 1 else means, method="inclusive")
-    reach = max(3 * (upper - lower), 0.3)
-    return lower - reach, upper + reach
+    return lower - max(3 * (upper - lower), 0.3)
 
 
-def _beyond(axes: Axes, place: int, mean: float, low: bool) -> None:
-    edge, sign, side = (0.03, "<", "left") if low else (0.97, ">", "right")
+def _below(axes: Axes, place: int, mean: float) -> None:
     across = axes.get_yaxis_transform()
-    axes.plot(edge, place, sign, color=MEAN, markersize=7, transform=across)
-    axes.text(edge, place, f"   {mean:.2f}   ", transform=across, ha=side, va="center", fontsize=8, color=MEAN)
+    axes.plot(0.03, place, "<", color=MEAN, markersize=7, transform=across)
+    axes.text(0.03, place, f"   {mean:.2f}", transform=across, ha="left", va="center", fontsize=8, color=MEAN)
 
 
 def _short(text: str, most: int) -> str:
