@@ -575,12 +575,13 @@ def test_bad_input(comparing, runs, tmp_path, overrides, expected):
     assert not (tmp_path / "comparison").exists()
 
 
-def test_names_cannot_break_the_table(tables, runs, tmp_path):
+def test_names_cannot_break_the_table(tables, comparing, runs, tmp_path):
     name = "a|b <b>*x*</b> _y_ [z](u) edsr_kd"
     kd(runs, variant=name, student="ed|sr")
     scratch(runs, student="ed|sr", variant="x\ny")
     (table,) = tables("figure=true")
     assert list(table) == [escaped(name), "x y"]
+    assert f"students=true: {name!r} is no name of a file" in comparing("students=true")[1]
     assert escaped(name) == r"a\|b &lt;b&gt;\*x\*&lt;/b&gt; \_y\_ \[z\](u) edsr_kd"
     assert r"## ed\|sr, x4" in text(tmp_path)
     assert "<" not in text(tmp_path)

@@ -96,7 +96,7 @@ def test_a_file_without_its_sidecar_is_enough(edsr, tmp_path):
         assert torch.equal(network(lr), edsr(lr))
 
 
-def test_arguments_that_tensors_do_not_tell(edsr, tmp_path, caplog):
+def test_arguments_that_tensors_do_not_tell(edsr, tmp_path):
     torch.save(edsr.state_dict(), tmp_path / "net.pth")
     with pytest.raises(MTKDError, match=r"do not tell res_scale.*load\(\.\.\., res_scale=\.\.\.\)"):
         mtkd_lightning.load(tmp_path / "net.pth")

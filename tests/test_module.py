@@ -104,6 +104,11 @@ def test_the_learning_rate_follows_the_recipe(trained, tmp_path):
     assert curves(tmp_path, "train/learning_rate") == pytest.approx({i: 1e-3 * x for i, x in enumerate(factors)})
 
 
+def test_a_training_shorter_than_the_logging_interval_logs_its_last_step(trained, tmp_path):
+    trained(Scratch(network()), partial(Trainer, accelerator="cpu", devices=1, log_every_n_steps=50))
+    assert curves(tmp_path, "train/ground_truth").keys() == {STEPS - 1}
+
+
 def test_values_are_read_only_where_they_are_logged(trained, monkeypatch):
     """On a GPU each reading waits for all work before it."""
     step, read = 0, set()

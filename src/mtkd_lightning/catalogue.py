@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 
 from mtkd_lightning.config import CONF
-from mtkd_lightning.download import fetch
+from mtkd_lightning.download import fetch, forget
 from mtkd_lightning.errors import MTKDError
 
 
@@ -71,8 +71,9 @@ def obtain(name: str) -> Path:
         raise MTKDError(f"the catalogue of weights has no {name!r}: {hint}It has {', '.join(known)}")
     entry = known[name]
     path = downloaded(entry)
+    there = path.is_file()
     fetch(entry.url, path, sha256=entry.sha256)
-    if entry.sha256 is None:
+    if entry.sha256 is None and not there:
         _refuse_other_content(path)
     return path
 
@@ -84,8 +85,7 @@ def _refuse_other_content(path: Path) -> None:
     try:
         read_tensors(path)
     except MTKDError as error:
-        for file in (path, path.with_name(f"{path.name}.sha256")):
-            file.unlink(missing_ok=True)
+        forget(path)
         raise MTKDError(f"{error}. It was removed: the same command fetches it again") from error
 
 

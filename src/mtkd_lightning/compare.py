@@ -11,7 +11,7 @@ from mtkd_lightning.comparison import grouped, markdown, refuse_unmatched, rows,
 from mtkd_lightning.config import CONF, check_keys
 from mtkd_lightning.errors import MTKDError, reported
 from mtkd_lightning.files import write_text
-from mtkd_lightning.runs import read_runs
+from mtkd_lightning.runs import Problems, read_runs
 from mtkd_lightning.tables import write_csv
 
 log = logging.getLogger(__name__)
@@ -42,13 +42,8 @@ def run(config: DictConfig) -> None:
         except ImportError as error:
             raise MTKDError(f"figure=true needs matplotlib ({error}): pip install 'mtkd_lightning[figures]'") from error
     only, baselines = texts(config.only), texts(config.baseline)
-    left_out: list[str] = []
-
-    def complain(reason: str) -> None:
-        left_out.append(reason)
-        log.warning("%s", reason)
-
-    runs = read_runs([Path(text).expanduser() for text in texts(config.runs)], complain)
+    left_out = Problems()
+    runs = read_runs([Path(text).expanduser() for text in texts(config.runs)], left_out)
     runs = selected(runs, only, baselines)
     groups = grouped(runs, baselines)
     pairs = unmatched(groups, only)

@@ -106,8 +106,8 @@ def grouped(
             )
     groups = []
     everywhere: dict[str, set[int]] = {}
-    for name, seeds in (item for variants in by_match.values() for item in variants.items()):
-        everywhere.setdefault(name, set()).update(seeds)
+    for run in runs:
+        everywhere.setdefault(run.variant, set()).add(run.seed)
     for match, variants in by_match.items():
         for name, seeds in variants.items():
             for one, other in combinations(seeds.values(), 2):

@@ -70,6 +70,12 @@ def fetch(url: str, path: Path, *, sha256: str | None = None) -> str:
         raise MTKDError(f"cannot write {path}: {error}") from error
 
 
+def forget(path: Path) -> None:
+    """Remove a downloaded file and what was recorded of it, so that it is fetched again."""
+    for file in (path, _beside(path, ".sha256")):
+        file.unlink(missing_ok=True)
+
+
 def _ensure(url: str, path: Path, known: str) -> str:
     wanted = _wanted(path, known)
     found = file_sha256(path) if path.is_file() else None

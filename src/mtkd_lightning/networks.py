@@ -126,9 +126,9 @@ def _parsed(text: str, source: Path, remedy: str) -> dict[str, Any]:
 def _built(
     record: dict[str, Any], source: Path, tensors: Callable[[], Mapping[str, Tensor]], given: Mapping[str, Any]
 ) -> nn.Module:
-    node = dict(record["config"]["network"])
     if given:
         raise MTKDError(f"{source} tells what its network is; leave {', '.join(given)} out")
+    node = dict(record["config"]["network"])
     target = str(node.pop("_target_"))
     if record["config"].get("stage") == "aggregation":
         raise MTKDError(

@@ -24,8 +24,8 @@ KEPT_TAGS = (TAGS.ImageDescription, TAGS.Make, TAGS.Model, TAGS.Software, TAGS.D
 KEPT_PARTS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 SIZE_TAGS = (TAGS.ExifImageWidth, TAGS.ExifImageHeight)
 GREY = {"1", "L", "LA", "La"}
-TIFF_EXTRA, UNSPECIFIED, PREMULTIPLIED = 338, (0,), (1,)
 DEEP_GREY = {"I", "I;16", "I;16B", "I;16L"}
+TIFF_EXTRA, UNSPECIFIED, PREMULTIPLIED = 338, (0,), (1,)
 # What an EXIF orientation asks to be done to rows and columns.
 UPRIGHT = {
     2: lambda x: x[:, ::-1],
@@ -174,10 +174,10 @@ def _with_alpha(levels: Levels, image: Image.Image) -> Levels:
     key = image.info.get("transparency")
     if levels.shape[2] == 1 and isinstance(key, int):
         return np.concatenate([levels, np.where(levels == key, 0, 65535).astype(np.uint16)], axis=2)
-    extra = getattr(image, "tag_v2", {}).get(TIFF_EXTRA, ())
-    if levels.shape[2] == 4 and tuple(extra) == UNSPECIFIED:
+    kind = getattr(image, "tag_v2", {}).get(TIFF_EXTRA) if levels.shape[2] == 4 else None
+    if kind == UNSPECIFIED:
         return levels[..., :3]
-    if levels.shape[2] == 4 and tuple(extra) == PREMULTIPLIED:
+    if kind == PREMULTIPLIED:
         alpha = levels[..., 3:].astype(np.float64)
         colours = np.divide(levels[..., :3] * 65535.0, alpha, out=np.zeros(levels[..., :3].shape), where=alpha > 0)
         return np.concatenate([colours.round().clip(0, 65535).astype(np.uint16), levels[..., 3:]], axis=2)

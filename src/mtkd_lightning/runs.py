@@ -84,6 +84,15 @@ class Run:
         return dict(flat({**self.fairness, "scale": self.scale, "scored": scored}))
 
 
+class Problems(list[str]):
+    """What was wrong with the runs that are read, each said in the log, too."""
+
+    def __call__(self, text: str) -> None:
+        """Add one."""
+        self.append(text)
+        log.warning("%s", text)
+
+
 def read_runs(folders: Sequence[Path], complain: Callable[[str], None] = log.warning) -> list[Run]:
     """Read every ``*/metrics.json``; what cannot be compared is complained of in a line and left out.
 

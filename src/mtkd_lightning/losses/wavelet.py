@@ -52,8 +52,8 @@ class WaveletLoss(nn.Module):
         high_weight: multiplies the high-pass terms.
 
     Raises:
-        MTKDError: for an unknown wavelet or mode, for levels below 1, and, when called, for pictures too
-            small for the levels.
+        MTKDError: for an unknown wavelet or mode, for levels below 1, a negative weight, and, when called, for pictures
+            too small for the levels.
     """
 
     def __init__(

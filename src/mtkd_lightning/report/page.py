@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,10 +18,8 @@ from mtkd_lightning.files import write_text
 from mtkd_lightning.report.boards import best_seed, board
 from mtkd_lightning.report.curves import read_curves
 from mtkd_lightning.report.windows import read_windows
-from mtkd_lightning.runs import Run, read_runs
+from mtkd_lightning.runs import Problems, Run, read_runs
 from mtkd_lightning.tables import write_csv
-
-log = logging.getLogger(__name__)
 
 SCRIPTS = ("base.js", "charts.js", "viewer.js")
 
@@ -40,27 +37,22 @@ def write_report(folders: Sequence[Path], output: Path, baselines: Sequence[str]
     Raises:
         MTKDError: there is no run, or the folder cannot be written to.
     """
-    problems: list[str] = []
-
-    def complain(text: str) -> None:
-        problems.append(text)
-        log.warning("%s", text)
-
+    problems = Problems()
     for folder in folders:
         for path in _empty(folder):
-            complain(f"{path} is left out: it is empty")
-    runs = _read(folders, complain)
+            problems(f"{path} is left out: it is empty")
+    runs = _read(folders, problems)
     # The table with the most variants first: the others say in what they differ from it.
-    groups = sorted(grouped(runs, baselines, complain), key=lambda group: -len(group.variants)) if runs else []
+    groups = sorted(grouped(runs, baselines, problems), key=lambda group: -len(group.variants)) if runs else []
     shown = {
         f"{index}/{name}": best_seed(seeds)
         for index, group in enumerate(groups)
         for name, seeds in group.variants.items()
     }
-    pictures, without = read_windows(shown, complain)
+    pictures, without = read_windows(shown, problems)
     data = {
         "groups": [board(group, groups) for group in groups],
-        "curves": _curves(groups, complain),
+        "curves": _curves(groups, problems),
         "pictures": pictures,
     }
     template = _environment().get_template("page.html")
